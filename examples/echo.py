@@ -1,0 +1,64 @@
+"""A WebSocket echo server: text comes back as text, binary as binary, on any path, from any origin.
+
+    python examples/echo.py --port 8080
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import trio
+
+from trionet import Server, WebSocket, WebSocketHandler, WebSocketProtocol, broadcast, serve
+
+
+class Echo(WebSocketHandler):
+    """Answers each message with itself."""
+
+    async def on_message(self, ws: WebSocket, message: str | bytes) -> None:
+        await ws.send(message)
+
+
+class Broadcast(WebSocketHandler):
+    """Sends each message to every connection."""
+
+    def __init__(self) -> None:
+        self.everybody: set[WebSocket] = set()
+
+    async def on_open(self, ws: WebSocket) -> None:
+        self.everybody.add(ws)
+
+    async def on_message(self, ws: WebSocket, message: str | bytes) -> None:
+        broadcast(self.everybody, message)
+
+    async def on_close(self, ws: WebSocket, closed: object) -> None:
+        self.everybody.discard(ws)
+
+
+def announce(server: Server) -> None:
+    """Say that it is ready."""
+    for listener in server.listeners:
+        print(f"listening on {listener.url}", flush=True)
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080, help="0: any free one")
+    parser.add_argument("--pool", type=int, default=128, metavar="N", help="handlers that run at once")
+    parser.add_argument("--handler", choices=["events"], default="events")
+    parser.add_argument("--max-message", type=int, default=2**20, metavar="BYTES")
+    parser.add_argument("--broadcast", action="store_true", help="send to every connection instead")
+    args = parser.parse_args()
+    handler = Broadcast() if args.broadcast else Echo()
+    protocol = WebSocketProtocol(handler, origins="*", max_message=args.max_message)
+
+    async def run() -> None:
+        await serve(protocol, args.host, args.port, pool_size=args.pool, announce=announce)
+
+    trio.run(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""trionet: a server framework on Trio for very many persistent connections, WebSocket first.
+
+Where things are, in the order to read them:
+
+    errors              every exception
+    protocols/line      the smallest complete protocol
+    protocols/channel   `WebSocket`, what handlers hold
+    protocols/websocket the upgrade, and `WebSocketHandler`, what you write
+    server              `serve`, `open_server`
+    net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
+    wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
+"""
+
+from trionet._version import __version__ as __version__
+from trionet.errors import ConfigurationError as ConfigurationError
+from trionet.errors import ConnectionClosed as ConnectionClosed
+from trionet.errors import ProtocolError as ProtocolError
+from trionet.errors import Rejection as Rejection
+from trionet.errors import TrionetError as TrionetError
+from trionet.net.connection import Connection as Connection
+from trionet.net.engine import Engine as Engine
+from trionet.net.listener import Endpoint as Endpoint
+from trionet.net.poller import Event as Event
+from trionet.net.poller import Poller as Poller
+from trionet.net.poller import open_poller as open_poller
+from trionet.net.pool import TaskPool as TaskPool
+from trionet.protocols.base import Protocol as Protocol
+from trionet.protocols.channel import MessageStream as MessageStream
+from trionet.protocols.channel import PreparedMessage as PreparedMessage
+from trionet.protocols.channel import SlowConsumer as SlowConsumer
+from trionet.protocols.channel import WebSocket as WebSocket
+from trionet.protocols.channel import broadcast as broadcast
+from trionet.protocols.line import LineConnection as LineConnection
+from trionet.protocols.line import LineProtocol as LineProtocol
+from trionet.protocols.websocket import Accept as Accept
+from trionet.protocols.websocket import WebSocketHandler as WebSocketHandler
+from trionet.protocols.websocket import WebSocketProtocol as WebSocketProtocol
+from trionet.server import Server as Server
+from trionet.server import open_server as open_server
+from trionet.server import serve as serve
+from trionet.wire.closing import CloseCode as CloseCode
+from trionet.wire.handshake import HeadLimits as HeadLimits
+from trionet.wire.request import Request as Request

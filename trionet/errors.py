@@ -1,0 +1,90 @@
+"""Every exception trionet raises on purpose: whose fault it is, and what the peer is told.
+
+    TrionetError
+    ├── ProtocolError        the peer broke RFC 6455        peer is sent Close `code`
+    ├── Rejection            a request head is refused      peer is sent an HTTP response
+    ├── ConnectionClosed     you used a connection that has ended; says how it ended
+    └── ConfigurationError   you passed settings that cannot work (also a `ValueError`)
+
+Waiting that is not allowed (`send_nowait` to a full queue) raises `trio.WouldBlock`; two tasks in one
+place raise `trio.BusyResourceError`; both are Trio's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+__all__ = [
+    "ConfigurationError",
+    "ConnectionClosed",
+    "ProtocolError",
+    "Rejection",
+    "TrionetError",
+]
+
+
+class TrionetError(Exception):
+    """Base of every exception defined by trionet."""
+
+
+class ConfigurationError(TrionetError, ValueError):
+    """Settings that contradict each other or cannot work on this machine."""
+
+
+class ProtocolError(TrionetError):
+    """The peer sent what RFC 6455 forbids; the connection is failed with `code` (section 7.1.7)."""
+
+    def __init__(self, reason: str, code: int = 1002) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+class Rejection(TrionetError):
+    """A request that is answered with an HTTP error instead of being served.
+
+    Raise it from an upgrade hook to refuse a WebSocket::
+
+        raise Rejection(401, headers=[("WWW-Authenticate", "Bearer")], body="Who are you?")
+
+    `status` is 300 to 599 (a redirect is a refusal too). `reason` is the phrase of the status line, taken
+    from the registry when omitted. `headers` are added to the response; names or values that would inject
+    a header raise `ConfigurationError` when the response is built. `body` is sent as UTF-8 text.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str = "",
+        headers: Iterable[tuple[str, str]] = (),
+        body: str | bytes = "",
+    ) -> None:
+        super().__init__(f"{status} {reason}".rstrip())
+        self.status = status
+        self.reason = reason
+        self.headers = tuple(headers)
+        self.body = body
+
+
+class ConnectionClosed(TrionetError):
+    """The connection has ended, or is ending: nothing more can be sent or received.
+
+    `code` and `reason` are those of the Close frame that decided it: 1005 when a Close frame came without
+    a code, 1006 when the connection broke without one (RFC 6455, 7.1.5). `by` says who ended it:
+    "peer", "us" (the application or a broken rule), or "network".
+    """
+
+    def __init__(self, code: int, reason: str = "", by: Literal["peer", "us", "network"] = "peer") -> None:
+        super().__init__(code, reason, by)
+        self.code = code
+        self.reason = reason
+        self.by = by
+
+    def __str__(self) -> str:
+        return f"closed by {self.by}: {self.code}" + (f" {self.reason}" if self.reason else "")
+
+    @property
+    def clean(self) -> bool:
+        """Whether a closing handshake ended it the ordinary way (1000 or 1001)."""
+        return self.code in (1000, 1001)

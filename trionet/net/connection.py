@@ -1,0 +1,492 @@
+"""One peer: a descriptor, a few words of state, and nothing else while it is idle.
+
+    state       what it means                          leaves by
+    OPENING     no protocol-level greeting yet         the protocol says OPEN · deadline → CLOSED
+    OPEN        in use                                 close → CLOSING · broken → CLOSED
+    CLOSING     we said goodbye and still read         the peer's goodbye, or the deadline → CLOSED
+    LINGERING   our side is shut, input is discarded   end of input, or the deadline → CLOSED
+    CLOSED      descriptor released                    `connection_lost` has run → GONE
+    GONE        over
+
+Flags beside the state: BUSY (a handler of this connection is suspended), PAUSED (not watched for input), EOF (the
+peer sends no more), PINGED (nothing came since a keepalive ping), FLUSHING (the next state as soon as the queue is
+empty), and from LINGERING on FRESH (it has never been OPEN). A connection that is merely OPEN has no flag set, so
+one comparison tells the ordinary case from all others; and state and flags stay below 257, numbers that CPython
+keeps anyway.
+
+At most one worker runs a connection. Input that comes while its handler is suspended is read and given to
+`Protocol.overheard`, so that a busy connection is still heard.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final, Protocol as Interface
+
+import trio
+
+from trionet.errors import ConnectionClosed
+from trionet.net import system
+from trionet.net.outbox import Outbox
+from trionet.net.pool import Parked, Waiter
+
+if TYPE_CHECKING:
+    from trionet.net.engine import Engine
+
+__all__ = ["Connection", "ProtocolInterface", "broken"]
+
+OPENING: Final = 0
+OPEN: Final = 1
+CLOSING: Final = 2
+LINGERING: Final = 3
+CLOSED: Final = 4
+GONE: Final = 5
+_STATE: Final = 7
+BUSY: Final = 8
+PAUSED: Final = 16
+EOF: Final = 32
+PINGED: Final = 64
+FRESH: Final = 64  # the same bit: a connection that lingers is not pinged
+FLUSHING: Final = 128
+
+_NAMES = ("opening", "open", "closing", "lingering", "closed", "gone")
+_FLAGS = ((BUSY, "busy"), (PAUSED, "paused"), (EOF, "eof"), (PINGED, "pinged"), (FLUSHING, "flushing"))
+
+READ_SIZE: Final = 65536
+_LARGE_READ: Final = 2**20
+
+
+class ProtocolInterface(Interface):
+    """What a connection calls; `trionet.protocols.base.Protocol` documents each method."""
+
+    high_water: int
+    low_water: int
+    hard_limit: int
+    read_ahead: int
+    write_timeout: float
+
+    def connection_made(self, connection: Any) -> None: ...
+    async def data_received(self, connection: Any, data: bytes) -> None: ...
+    async def eof_received(self, connection: Any) -> None: ...
+    async def connection_lost(self, connection: Any, closed: ConnectionClosed) -> None: ...
+    def overheard(self, connection: Any, data: bytes) -> int: ...
+    def eof_overheard(self, connection: Any) -> None: ...
+    async def catch_up(self, connection: Any) -> None: ...
+    def deadline_reached(self, connection: Any) -> int: ...
+    def handler_failed(self, connection: Any, error: Exception) -> None: ...
+    def drain(self, connection: Any) -> None: ...
+
+
+class Rare:
+    """What a connection needs at times: while busy, while closing, while somebody waits for it."""
+
+    __slots__ = ("closed", "deadline", "ended", "held", "held_size", "pings", "request", "stream", "subprotocol")
+
+    def __init__(self) -> None:
+        self.closed: ConnectionClosed | None = None
+        self.deadline = 0  # tick at which CLOSING and LINGERING end
+        self.ended: list[Waiter | Parked] | None = None  # who waits for the end
+        self.held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
+        self.held_size = 0
+        self.pings: Any = None
+        self.request: Any = None
+        self.subprotocol: str | None = None
+        self.stream: Any = None
+
+    def needed(self) -> bool:
+        """Whether anything is kept here."""
+        return any(getattr(self, name) for name in self.__slots__)
+
+
+class Connection:
+    """A byte connection. Protocols and handlers use it; the engine makes it.
+
+    `data` is the application's own slot. All methods belong to the Trio thread.
+    """
+
+    __slots__ = ("_due", "_input", "_out", "_rare", "_seen", "_state", "data", "engine", "fd", "protocol")
+
+    def __init__(self, engine: Engine, fd: int, protocol: ProtocolInterface) -> None:
+        self.engine = engine
+        self.fd = fd
+        self.protocol = protocol
+        self.data: Any = None
+        self._state = OPENING
+        self._due = 0  # tick of its entry in the wheel; 0: none
+        self._seen = engine.tick  # tick of the last input
+        self._input: Any = None  # an unfinished piece of input, as the protocol keeps it
+        self._out: Outbox | None = None
+        self._rare: Rare | None = None
+
+    def __repr__(self) -> str:
+        state = self._state
+        words = [_NAMES[state & _STATE], *(name for flag, name in _FLAGS if state & flag)]
+        if self._out is not None:
+            words.append(f"{self._out.size} bytes queued")
+        return f"<{type(self).__name__} fd={self.fd} {', '.join(words)}>"
+
+    def fileno(self) -> int:
+        """The descriptor, or -1 when closed."""
+        return self.fd
+
+    # ------------------------------------------------------------- about it
+
+    @property
+    def peer(self) -> Any:
+        """The peer's address, asked from the kernel: ``(host, port, …)``; None on a Unix socket or when gone."""
+        if self.fd < 0:
+            return None
+        with system.borrowed_socket(self.fd) as sock:
+            try:
+                name = sock.getpeername()
+            except OSError:
+                return None
+        return name or None
+
+    @property
+    def local(self) -> Any:
+        """Our own address on this connection."""
+        if self.fd < 0:
+            return None
+        with system.borrowed_socket(self.fd) as sock:
+            return sock.getsockname() or None
+
+    @property
+    def closed(self) -> ConnectionClosed | None:
+        """How the connection ended; None while it can be used."""
+        return self._rare.closed if self._rare is not None else None
+
+    @property
+    def queued(self) -> int:
+        """Bytes waiting for the peer to read (frames count `FRAME_COST` more each)."""
+        return self._out.size if self._out is not None else 0
+
+    def rare(self) -> Rare:
+        """The record of rare things, made when first needed."""
+        if self._rare is None:
+            self._rare = Rare()
+        return self._rare
+
+    def tidy(self) -> None:
+        """Drop the record of rare things when nothing is in it."""
+        if self._rare is not None and not self._rare.needed():
+            self._rare = None
+
+    # -------------------------------------------------------------- reading
+
+    async def run(self) -> bool | None:
+        """Read once and give the bytes to the protocol (the pool calls this when the connection is readable)."""
+        data = self._receive()
+        if data:
+            if self._state & _STATE < LINGERING:
+                await self.protocol.data_received(self, data)
+        elif data is not None:
+            await self._at_eof()
+        if self._state != OPEN:
+            return await self._settle()
+        return None
+
+    def _receive(self) -> bytes | None:
+        """What can be read now; empty at the end of input; None when there is nothing."""
+        if self.fd < 0 or self._state & (PAUSED | EOF):
+            return None
+        try:
+            data = system.read(self.fd, READ_SIZE)
+        except BlockingIOError:
+            return None  # readiness is a hint
+        except OSError as error:
+            self.abort(broken(error))
+            return None
+        self._seen = self.engine.tick
+        if self._state & (PINGED | _STATE) == PINGED | OPEN:
+            self._state -= PINGED
+        return data
+
+    async def _at_eof(self) -> None:
+        self._state |= EOF
+        self.pause_reading()
+        if self._state & _STATE == LINGERING:
+            self.abort()
+        else:
+            await self.protocol.eof_received(self)
+
+    def overhear(self) -> None:
+        """Input for a connection whose handler is suspended: read it, let the protocol keep it, within `read_ahead`."""
+        rare = self.rare()
+        data = self._receive()
+        if data:
+            rare.held_size = self.protocol.overheard(self, data)
+            if rare.held_size >= self.protocol.read_ahead or self.throttled:
+                self.pause_reading()
+        elif data is not None:
+            self._state |= EOF
+            self.pause_reading()
+            self.protocol.eof_overheard(self)
+
+    async def _settle(self) -> bool | None:
+        """End of a job on anything but a plain open connection."""
+        if self._state & BUSY:
+            while self._rare is not None and self._rare.held_size:
+                await self.protocol.catch_up(self)
+            if self._state & EOF and self._state & _STATE < LINGERING:
+                await self.protocol.eof_received(self)
+        if self._state & _STATE == CLOSED:
+            self._state += GONE - CLOSED
+            closed = self.rare().closed
+            assert closed is not None
+            await self.protocol.connection_lost(self, closed)
+        busy = self._state & BUSY
+        self._state -= busy
+        if self._state & PAUSED:
+            self.resume_reading()
+        self.tidy()
+        return self.engine.pool.job_done() if busy else None
+
+    def suspended(self) -> None:
+        """The pool says: the job running for this connection has yielded."""
+        self._state |= BUSY
+
+    def failed(self, error: Exception) -> None:
+        """The pool says: the job running for this connection has raised `error`."""
+        self._state &= ~BUSY
+        if self._rare is not None:
+            self._rare.held = None
+            self._rare.held_size = 0
+        self.protocol.handler_failed(self, error)
+        if self._state & _STATE == CLOSED:
+            self.engine.pool.submit(self)
+        self.resume_reading()
+
+    @property
+    def throttled(self) -> bool:
+        """Whether so much waits to be sent that we do not read more from this peer."""
+        return self._out is not None and self._out.size >= self.protocol.high_water
+
+    def pause_reading(self) -> None:
+        """Stop watching for input; the kernel's buffer, then the peer, feel it."""
+        if not self._state & PAUSED and self.fd >= 0:
+            self._state |= PAUSED
+            self.engine.poller.modify(self.fd, 0)
+
+    def resume_reading(self) -> None:
+        """Watch for input again, unless there is a reason not to."""
+        state = self._state
+        if state & PAUSED and not state & EOF and self.fd >= 0 and not self.throttled:
+            self._state = state & ~PAUSED
+            self.engine.poller.modify(self.fd, 1)
+
+    # -------------------------------------------------------------- writing
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, queueing what the kernel does not take. Never waits; `data` is taken whole, or not at all.
+
+        Does nothing on a closed connection. Crossing the protocol's `hard_limit` closes the connection: whoever may
+        send much asks `throttled` first, or awaits `wait_writable`.
+        """
+        out = self._out
+        if out is not None:
+            out.append(data)
+            if self.throttled:
+                self.pause_reading()
+            if out.size > self.protocol.hard_limit:
+                self.engine.overflowed += 1
+                self.abort(ConnectionClosed(1013, "the peer does not read what it is sent", "us"))
+            return
+        if self.fd < 0:
+            return
+        try:
+            sent = system.write(self.fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.abort(broken(error))
+            return
+        if sent != len(data):
+            self._queue(data, sent)
+
+    def _queue(self, data: bytes, sent: int) -> None:
+        engine = self.engine
+        out = self._out = Outbox(engine.tick)
+        out.append(data, sent)
+        engine.writer.register(self.fd, 4)
+        engine.set_deadline(self, engine.tick + engine.wheel.ticks(self.protocol.write_timeout))
+        if self.throttled:
+            self.pause_reading()
+
+    def flush(self) -> None:
+        """The descriptor takes more: write what is queued (the engine's flusher calls this)."""
+        out = self._out
+        if out is None:
+            self.engine.writer.unregister(self.fd)
+            return
+        try:
+            emptied = out.flush(self.fd, self.engine.tick)
+        except OSError as error:
+            self.abort(broken(error))
+            return
+        if emptied:
+            self._out = None
+            self.engine.writer.unregister(self.fd)
+        if emptied or out.size <= self.protocol.low_water:
+            if out.waiters:
+                out.wake()
+            if self._state & PAUSED and not self._state & BUSY:
+                self.resume_reading()
+        if emptied and self._state & FLUSHING:
+            self._flushed()
+
+    async def wait_writable(self, size: int = 0) -> None:
+        """Wait until there is room for `size` more bytes, or the queue is empty.
+
+        The handler is parked: it holds no worker meanwhile. Raises `ConnectionClosed`, `trio.Cancelled`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while (out := self._out) is not None and out.size + size > self.protocol.high_water:
+            waiter = self.engine.pool.waiter()
+            out.waiters.append(waiter)
+            try:
+                await waiter.wait()
+            except BaseException:
+                if waiter in out.waiters:
+                    out.waiters.remove(waiter)
+                raise
+        if self.fd < 0:
+            raise self.closed_error()
+
+    def stalled(self) -> bool:
+        """Whether the peer has taken nothing of what is queued for `write_timeout`."""
+        out, timeout = self._out, self.protocol.write_timeout
+        return out is not None and self.engine.tick - out.since >= self.engine.wheel.ticks(timeout)
+
+    # -------------------------------------------------------------- closing
+
+    def closed_error(self) -> ConnectionClosed:
+        """A fresh exception that says how this connection ended."""
+        closed = self.closed
+        if closed is None:
+            return ConnectionClosed(1006, "", "network")
+        return ConnectionClosed(closed.code, closed.reason, closed.by)
+
+    def note_closed(self, closed: ConnectionClosed) -> None:
+        """Remember why it ends; the first reason stays."""
+        rare = self.rare()
+        if rare.closed is None:
+            rare.closed = closed
+
+    def finish(self, closed: ConnectionClosed | None = None) -> None:
+        """Close after what is queued has been sent (within `write_timeout`). Nothing more is read."""
+        self.note_closed(closed or ConnectionClosed(1000, "", "us"))
+        if self._state & _STATE >= CLOSED:
+            return
+        if self._out is None:
+            self._release()
+        else:
+            self._state |= FLUSHING
+            self.pause_reading()
+
+    def linger(self, seconds: float = 2.0) -> None:
+        """Shut our side once all is sent, then read and discard for a while, so that the peer gets our last words.
+
+        Closing with unread input would make the kernel send a reset, which may overtake them (RFC 9112, 9.6).
+        """
+        self.note_closed(ConnectionClosed(1006, "", "us"))
+        if self._state & _STATE >= LINGERING:
+            return
+        self._leave(LINGERING)
+        self.bound_state(seconds)
+        if self._out is None:
+            self._flushed()
+        else:
+            self._state |= FLUSHING
+        if self._state & EOF:
+            self.finish()
+        self.resume_reading()
+
+    def _flushed(self) -> None:
+        self._state &= ~FLUSHING
+        if self._state & _STATE == LINGERING and not self._state & EOF:
+            system.shutdown_write(self.fd)
+        else:
+            self._release()
+
+    def abort(self, closed: ConnectionClosed | None = None) -> None:
+        """Close at once; what is queued is lost."""
+        self.note_closed(closed or ConnectionClosed(1006, "", "us"))
+        self._release()
+
+    def reset(self, closed: ConnectionClosed | None = None) -> None:
+        """Close at once with a TCP reset: nothing stays in the kernel, neither queue nor TIME_WAIT."""
+        if self.fd >= 0:
+            with system.borrowed_socket(self.fd) as sock:
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                except OSError:
+                    pass
+        self.abort(closed)
+
+    def _release(self) -> None:
+        """Mark, unregister, close: in this order. `connection_lost` runs as a job of its own, or ends the current one."""
+        fd, engine = self.fd, self.engine
+        if fd < 0:
+            return
+        self.fd = -1
+        self._leave(CLOSED)
+        self._due = 0
+        self._input = None
+        out, self._out = self._out, None
+        engine.forget(fd, writing=out is not None)
+        system.close(fd)
+        if out is not None:
+            out.wake()
+        rare = self._rare
+        if rare is not None and rare.ended is not None:
+            ended, rare.ended = rare.ended, None
+            for waiter in ended:
+                waiter.wake()
+        if not (self._state & BUSY or engine.runs(self)):
+            engine.pool.submit(self)
+
+    async def wait_closed(self) -> None:
+        """Wait until the descriptor is released."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.fd >= 0:
+            rare = self.rare()
+            if rare.ended is None:
+                rare.ended = []
+            ended, waiter = rare.ended, self.engine.pool.waiter()
+            ended.append(waiter)
+            try:
+                await waiter.wait()
+            except BaseException:
+                if waiter in ended:
+                    ended.remove(waiter)
+                raise
+
+    # --------------------------------------------------------------- states
+
+    def opened(self) -> None:
+        """OPENING → OPEN."""
+        self._state += OPEN - OPENING
+        self.engine.opening -= 1
+
+    def bound_state(self, seconds: float) -> None:
+        """CLOSING and LINGERING end by themselves."""
+        engine = self.engine
+        tick = engine.tick + engine.wheel.ticks(seconds)
+        self.rare().deadline = tick
+        engine.set_deadline(self, tick)
+
+    def _leave(self, state: int) -> None:
+        """Go on to LINGERING or CLOSED."""
+        old = self._state
+        fresh = old & FRESH if old & _STATE >= LINGERING else 0
+        if old & _STATE == OPENING:
+            self.engine.opening -= 1
+            fresh = FRESH
+        keep = BUSY if state == CLOSED else BUSY | PAUSED | EOF | FLUSHING
+        self._state = old & keep | fresh | state
+
+
+def broken(error: OSError) -> ConnectionClosed:
+    """What a system call's error means for the connection."""
+    return ConnectionClosed(1006, error.strerror or str(error), "network")

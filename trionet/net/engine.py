@@ -1,0 +1,203 @@
+"""Poller, pool and wheel joined: connections go in, their jobs come out.
+
+One turn, as in libuv's design page:
+
+1. the leader among the pool's workers waits until the poller's descriptor is readable;
+2. it fetches a batch. A connection whose handler is suspended is overheard at once; the others are queued as jobs;
+3. workers read, the protocol parses, handlers run, answers go straight to the kernel;
+4. what the kernel does not take is queued, and the flusher, a task with a poller of its own, writes it later.
+   It runs whatever the workers do: write is never gated, or a pool full of handlers waiting for slow readers
+   would wait for itself;
+5. every tick the wheel names the connections whose deadline has come.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from trionet.net.connection import BUSY, Connection, ProtocolInterface
+from trionet.net.poller import Poller, open_poller
+from trionet.net.pool import TaskPool
+from trionet.net.wheel import Wheel
+
+__all__ = ["Engine"]
+
+log = logging.getLogger("trionet")
+
+_BATCH = 256  # events in one fetch: a bound after which accepting, timers and other tasks get their turn
+_DUE_AT_ONCE = 64
+
+
+class Engine:
+    """The running machinery of a server. Made by `trionet.server`; hand-made servers may use it too."""
+
+    def __init__(self, pool: TaskPool, *, backend: str | None = None, resolution: float = 0.25) -> None:
+        self.pool = pool
+        self.wheel = Wheel(resolution)
+        self.tick = self.wheel.tick
+        self.poller: Poller
+        self.writer: Poller
+        self.table: list[Connection | None] = [None] * 64
+        self.connections = 0
+        self.opening = 0  # of them, those in state OPENING
+        self.opened = 0
+        self.overflowed = 0
+        self.pings = 0
+        self.stale = 0
+        self.lag = 0.0  # seconds by which the last tick came late
+        self.lag_max = 0.0
+        self._backend = backend
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Engine]:
+        """Run it for the length of the block; leaving closes every connection and ends every task."""
+        async with trio.open_nursery() as nursery:
+            self.poller = open_poller(self._backend, nursery=nursery)
+            self.writer = open_poller(self._backend, nursery=nursery)
+            self._poll = self.poller.poll
+            self.pool.source = self
+            nursery.start_soon(self._flush_loop)
+            nursery.start_soon(self._tick_loop)
+            try:
+                async with self.pool.open():
+                    try:
+                        yield self
+                    finally:
+                        nursery.cancel_scope.cancel()
+            finally:
+                await self._close_all()
+                self.poller.close()
+                self.writer.close()
+                nursery.cancel_scope.cancel()
+
+    # --------------------------------------------------- source of the pool
+
+    def fetch(self) -> None:
+        """Queue the connections that are readable now."""
+        table, ready = self.table, self.pool.ready
+        for fd, _ in self._poll(_BATCH):
+            connection = table[fd]
+            if connection is None:
+                self.stale += 1
+                self.poller.unregister(fd)
+            elif connection._state & BUSY:  # noqa: SLF001
+                self._overhear(connection)
+            else:
+                ready.append(connection)
+
+    def _overhear(self, connection: Connection) -> None:
+        try:
+            connection.overhear()
+        except Exception as error:  # noqa: BLE001 - a protocol's mistake costs its connection only
+            log.exception("%r failed while it was busy", connection)
+            connection.protocol.handler_failed(connection, error)
+
+    async def wait(self) -> None:
+        """Wait until `fetch` may find something."""
+        await self.poller.wait()
+
+    # ---------------------------------------------------------- connections
+
+    def add(self, fd: int, protocol: ProtocolInterface, connection_class: type[Connection]) -> Connection:
+        """Take over a connected, non-blocking descriptor."""
+        connection = connection_class(self, fd, protocol)
+        table = self.table
+        if fd >= len(table):
+            table.extend([None] * max(len(table), fd + 1 - len(table)))
+        table[fd] = connection
+        self.connections += 1
+        self.opened += 1
+        self.opening += 1
+        self.poller.register(fd)
+        protocol.connection_made(connection)
+        return connection
+
+    def forget(self, fd: int, *, writing: bool) -> None:
+        """`fd` is about to be closed."""
+        self.table[fd] = None
+        self.connections -= 1
+        self.poller.unregister(fd)
+        if writing:
+            self.writer.unregister(fd)
+
+    def runs(self, connection: Connection) -> bool:
+        """Whether the code that asks is a job of this connection."""
+        return self.pool.running is not None and self.pool.job is connection
+
+    def __iter__(self) -> Iterator[Connection]:
+        """The connections there are now; safe against changes while iterating."""
+        for fd in range(len(self.table)):
+            connection = self.table[fd] if fd < len(self.table) else None
+            if connection is not None:
+                yield connection
+
+    def set_deadline(self, connection: Connection, tick: int) -> None:
+        """See to it that the protocol's `deadline_reached` is called at `tick`, or earlier."""
+        if not connection._due or tick < connection._due:  # noqa: SLF001
+            connection._due = self.wheel.add(connection.fd, tick)  # noqa: SLF001
+
+    # ---------------------------------------------------------------- tasks
+
+    async def _flush_loop(self) -> None:
+        writer, table = self.writer, self.table
+        while True:
+            await writer.wait()
+            for fd, _ in writer.poll():
+                connection = table[fd]
+                if connection is None:
+                    writer.unregister(fd)
+                else:
+                    connection.flush()
+
+    async def _tick_loop(self) -> None:
+        next_tick = trio.current_time()
+        while True:
+            next_tick += self.wheel.resolution
+            await trio.sleep_until(next_tick)
+            late = trio.current_time() - next_tick
+            self.lag = late
+            self.lag_max = max(late, self.lag_max)
+            if late > 1:  # suspended, or a handler that computes: do not hurry through the ticks missed
+                next_tick += late
+            due = self.wheel.advance()
+            self.tick = tick = self.wheel.tick
+            for count, fd in enumerate(due):
+                connection = self.table[fd]
+                if connection is not None and connection._due == tick:  # noqa: SLF001
+                    self._deadline(connection)
+                if count % _DUE_AT_ONCE == _DUE_AT_ONCE - 1:
+                    await trio.lowlevel.checkpoint()
+
+    def _deadline(self, connection: Connection) -> None:
+        connection._due = 0  # noqa: SLF001
+        try:
+            tick = connection.protocol.deadline_reached(connection)
+        except Exception as error:  # noqa: BLE001
+            log.exception("deadline of %r failed", connection)
+            connection.protocol.handler_failed(connection, error)
+            return
+        if tick and connection.fd >= 0:
+            self.set_deadline(connection, max(tick, self.tick + 1))
+
+    # ------------------------------------------------------------------ end
+
+    async def _close_all(self) -> None:
+        """Hard stop: what is still open is closed; each `connection_lost` runs, under cancellation, to its first wait."""
+        for connection in self:
+            connection._state &= ~BUSY  # noqa: SLF001 - the worker that ran it has ended
+            connection.abort()
+        jobs = [job for job in self.pool.ready if isinstance(job, Connection)]
+        self.pool.ready.clear()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            for connection in jobs:
+                try:
+                    await connection.run()
+                except trio.Cancelled:
+                    pass
+                except Exception as error:  # noqa: BLE001
+                    connection.failed(error)

@@ -1,0 +1,657 @@
+"""A bounded pool of tasks that works off a queue and, when the queue is empty, waits for the poller.
+
+Leader and followers: a worker takes jobs until the queue is empty. Then one worker, the leader, waits at the source
+(the poller) and fills the queue; the others are parked. A job that never yields costs no task switch and wakes
+nobody. At a job's first yield, and only there, a follower is woken to carry on and to lead.
+
+    job runs to its end            nothing happens: next job
+    job yields to Trio             its worker waits with it; a follower takes over
+    ... and lasts > slot_grace     detached: the slot is given back, the task goes on, a fresh worker replaces it
+    job yields a Parked            only the coroutine is kept; the worker goes on with the next job
+
+A slot pays for running, not for waiting. Slots are tokens of a `trio.CapacityLimiter` (which servers may share),
+held on behalf of a worker while it has work in hand; a leader waits without one. When all are taken nobody polls:
+the kernel's buffers, then the peers, feel the backpressure.
+
+A detached job goes on at once when what it waits for comes. It never queues to come back: handlers that share a
+lock would wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import types
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any, Protocol
+
+import attrs
+import trio
+from trio.lowlevel import Abort, enable_ki_protection
+
+from trionet.errors import ConfigurationError
+
+__all__ = ["Job", "Parked", "PoolStatistics", "Source", "TaskPool", "Waiter", "split_error"]
+
+log = logging.getLogger("trionet.pool")
+
+# Trio says which tasks own a lock only in private. Without it nothing is ever parked: correct, only larger.
+try:
+    from trio._core._parking_lot import GLOBAL_PARKING_LOT_BREAKER as _lock_owners
+except ImportError:  # pragma: no cover
+    _lock_owners = None  # type: ignore[assignment]
+
+_SLICE = 0.001  # seconds of work without a pause after which other tasks get a turn
+_CREDIT = 64  # operations that never wait, after which a handler lets others run
+
+
+class Job(Protocol):
+    """Something to be run by a worker. Connections are jobs."""
+
+    async def run(self) -> bool | None:
+        """Do the work. True: this worker is to end (see `TaskPool.job_done`)."""
+
+    def suspended(self) -> None:
+        """The job has yielded for the first time: others run now."""
+
+    def failed(self, error: BaseException) -> None:
+        """`run` raised an `Exception` (or a group of them). May raise, and so end the pool."""
+
+
+class Source(Protocol):
+    """Where jobs come from when the queue is empty."""
+
+    def fetch(self) -> None:
+        """Put what is ready into the queue, without waiting."""
+
+    async def wait(self) -> None:
+        """Wait until there may be something to fetch."""
+
+
+@attrs.frozen
+class PoolStatistics:
+    """`busy` workers hold a slot, `suspended` ones among them wait for something; `detached` hold none."""
+
+    size: float
+    busy: int
+    idle: int
+    suspended: int
+    detached: int
+    parked: int
+    queued: int
+    jobs: int
+    failures: int
+
+
+class Worker:
+    """One task of the pool."""
+
+    __slots__ = ("detached", "holding", "job", "task", "yielded")
+
+    def __init__(self) -> None:
+        self.job: Any = None  # set while its job is suspended
+        self.task: trio.lowlevel.Task
+        self.yielded = False
+        self.detached = False
+        self.holding = False  # a token
+
+
+class Waiter:
+    """Waits in its own task, as any Trio code does. `wake` may be called once."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    async def wait(self) -> None:
+        """Wait for `wake`. A cancelled waiter must be forgotten by whoever would wake it."""
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """Let it go on."""
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+
+class Parked:
+    """Waits without a task: a handler's coroutine is kept here while its worker does other things.
+
+    The handler yields it (``await parked.wait()``) where `TaskPool.can_park` holds; the pool's driver takes the
+    coroutine, and a worker resumes it after `wake`.
+    """
+
+    __slots__ = ("context", "coroutine", "job", "pool")
+
+    def __init__(self, pool: TaskPool) -> None:
+        self.pool = pool
+        self.coroutine: Coroutine[Any, Any, Any]
+        self.context: contextvars.Context
+        self.job: Any = None
+
+    @types.coroutine
+    def wait(self) -> Generator[object, Any, None]:
+        """Give the worker away. Returns in another one; under a hard stop, raises `trio.Cancelled` there."""
+        yield self
+        yield from trio.lowlevel.checkpoint_if_cancelled().__await__()
+
+    def wake(self) -> None:
+        """Let it go on as soon as a worker is free."""
+        self.pool.unpark(self)
+
+
+class _Call:
+    """A function given to `schedule`."""
+
+    __slots__ = ("args", "function", "pool")
+
+    def __init__(self, pool: TaskPool, function: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
+        self.pool = pool
+        self.function = function
+        self.args = args
+
+    async def run(self) -> bool:
+        self.pool._calls -= 1
+        self.pool._room()
+        await self.function(*self.args)
+        return self.pool.job_done()
+
+    def suspended(self) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        raise error
+
+
+class TaskPool:
+    """See the module. Use it as ``async with TaskPool(128) as pool``; leaving the block waits for all jobs.
+
+    `size`: jobs that run at once. `limiter`: a `trio.CapacityLimiter` of your own instead, for sharing; changing its
+    `total_tokens` (or `size`) takes effect at once, running jobs finish. `queue`: calls that `schedule` accepts
+    beyond those that run before it waits. `slot_grace`: seconds for which a suspended job keeps its slot.
+    """
+
+    def __init__(
+        self,
+        size: int = 128,
+        *,
+        limiter: trio.CapacityLimiter | None = None,
+        queue: int = 256,
+        slot_grace: float = 0.1,
+    ) -> None:
+        if limiter is None and size < 1:
+            raise ConfigurationError(f"pool size is {size}; a pool needs at least one worker")
+        if queue < 1:
+            raise ConfigurationError(f"pool queue is {queue}; it must hold at least one call")
+        self._size = size
+        self._own_limiter = limiter
+        self.limiter: trio.CapacityLimiter  # made inside Trio
+        self.queue = queue
+        self.slot_grace = slot_grace
+        self.source: Source | None = None
+        # The worker whose coroutine is on the interpreter's stack right now. None: the code that asks runs elsewhere.
+        self.running: Worker | None = None
+        self.job: Any = None  # what it runs
+        self.credit = 0  # operations left before it must let others run
+        # Answers to input that came in one piece go out in one piece (see `trionet.protocols.channel`).
+        self.cork: list[bytes] | None = None
+        self.corked = 0
+        self.rest: Any = None  # input of the running job that is still to be handled
+        self.detached = 0
+        self.suspended = 0
+        self.jobs = 0
+        self.failures = 0
+        self.ready: deque[Any] = deque()
+        self.parked: set[Parked] = set()
+        self._status: Any = None  # the cancel status of the running task outside any job
+        self._calls = 0
+        self._waiting_calls: deque[trio.lowlevel.Task] = deque()
+        self._idle: list[trio.lowlevel.Task] = []
+        self._leader: Worker | None = None
+        self._workers = 0  # not detached
+        self._grace: deque[tuple[float, Worker, Any]] = deque()
+        self._overseer: trio.lowlevel.Task | None = None
+        self._slice_end = 0.0
+        self._context: contextvars.Context
+        self._nursery: trio.Nursery | None = None
+        self._closing = False
+
+    # ------------------------------------------------------------------ life
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[TaskPool]:
+        """Run the pool for the length of the block. On a clean exit, queued and running jobs are finished first."""
+        self.limiter = self._own_limiter or trio.CapacityLimiter(self._size)
+        self._context = contextvars.copy_context()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._oversee)
+            self._spawn()
+            try:
+                yield self
+                self._closing = True
+                self._wake_all()
+                while self.source is None and (self._workers or self.detached or self.parked or self.ready):
+                    await self._finished()
+            finally:
+                nursery.cancel_scope.cancel()
+                self._closing = True
+                await self._unwind()
+                self._nursery = None
+
+    async def __aenter__(self) -> TaskPool:
+        self._manager = self.open()
+        return await self._manager.__aenter__()
+
+    async def __aexit__(self, *args: Any) -> bool | None:
+        return await self._manager.__aexit__(*args)
+
+    @property
+    def size(self) -> float:
+        """Jobs that may run at once; settable while the pool runs."""
+        return self.limiter.total_tokens if hasattr(self, "limiter") else self._size
+
+    @size.setter
+    def size(self, value: int) -> None:
+        self.limiter.total_tokens = value
+
+    @property
+    def base_context(self) -> contextvars.Context:
+        """The context in which the pool was opened; jobs run in copies of it."""
+        return self._context
+
+    def statistics(self) -> PoolStatistics:
+        """Counters. `size` and `busy` are those of the limiter, which may be shared."""
+        return PoolStatistics(
+            size=self.size,
+            busy=self.limiter.borrowed_tokens,
+            idle=len(self._idle),
+            suspended=self.suspended,
+            detached=self.detached,
+            parked=len(self.parked),
+            queued=len(self.ready),
+            jobs=self.jobs,
+            failures=self.failures,
+        )
+
+    # ------------------------------------------------------- giving it work
+
+    async def schedule(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Have `function(*args)` run by a worker; waits while `queue` calls wait already (bound it by a scope).
+
+        Returns when the call is queued, not when it is done. What it raises ends the pool's block.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._calls >= self.queue:
+            task = trio.lowlevel.current_task()
+            self._waiting_calls.append(task)
+
+            def abort(_: object, task: trio.lowlevel.Task = task) -> Abort:
+                self._waiting_calls.remove(task)
+                return Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        self.schedule_nowait(function, *args)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def schedule_nowait(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Like `schedule`, but raises `trio.WouldBlock` when the queue is full."""
+        if self._nursery is None or self._closing:
+            raise RuntimeError("the pool is not running")
+        if self._calls >= self.queue:
+            raise trio.WouldBlock
+        self._calls += 1
+        self.submit(_Call(self, function, args))
+
+    def submit(self, job: Any) -> None:
+        """Queue a job. Unbounded: for the server's own, of which each connection has one at most."""
+        self.ready.append(job)
+        if self.running is None:
+            self._wake_one()
+
+    def _room(self) -> None:
+        if self._waiting_calls and self._calls < self.queue:
+            trio.lowlevel.reschedule(self._waiting_calls.popleft())
+
+    # ------------------------------------------------- what a job may ask
+
+    def can_park(self) -> bool:
+        """Whether the running code may give its worker away: no scope, nursery or lock of its own holds the task."""
+        worker = self.running
+        if worker is None or _lock_owners is None:
+            return False
+        task = worker.task
+        status = getattr(task, "_cancel_status", None)
+        return (
+            status is not None
+            and status is self._status
+            and not task.child_nurseries
+            and task not in _lock_owners
+        )
+
+    def interrupted(self) -> bool:
+        """Whether an operation that did not wait must still look for a cancellation, or let others run."""
+        self.credit -= 1
+        worker = self.running
+        return (
+            self.credit < 0 or worker is None or getattr(worker.task, "_cancel_status", None) is not self._status
+        )
+
+    async def breathe(self) -> None:
+        """Look for a cancellation; once the credit is used up, let others run."""
+        if self.credit < 0:
+            self.credit = _CREDIT
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    def waiter(self) -> Waiter | Parked:
+        """What the running code is to wait with: parked where that is possible, else in its task."""
+        return Parked(self) if self.can_park() else Waiter()
+
+    def unpark(self, parked: Parked) -> None:
+        """Let a parked coroutine go on as soon as a worker is free. A second call does nothing."""
+        if parked in self.parked:
+            self.parked.remove(parked)
+            self.submit(parked)
+
+    def job_done(self) -> bool:
+        """A job that may have yielded has ended. True: the worker was replaced meanwhile, and must end with it."""
+        worker = self.running
+        if worker is None:  # run by hand, as at the end of an engine
+            return False
+        if worker.yielded:
+            self._settled(worker)
+        return worker.detached
+
+    # ----------------------------------------------------------- the workers
+
+    def _spawn(self) -> None:
+        assert self._nursery is not None
+        self._workers += 1
+        self._nursery.start_soon(self._work, Worker())
+
+    def _wake_one(self) -> None:
+        """See to it that somebody takes the queue, or the lead."""
+        if self._idle:
+            trio.lowlevel.reschedule(self._idle.pop())
+        # One more than there are slots: the leader, which waits, needs none.
+        elif self._nursery is not None and self._workers <= self.size:
+            self._spawn()
+
+    def _wake_all(self) -> None:
+        while self._idle:
+            trio.lowlevel.reschedule(self._idle.pop())
+
+    async def _idle_until_woken(self, worker: Worker) -> None:
+        task = worker.task
+        self._idle.append(task)
+
+        def abort(_: object) -> Abort:
+            self._idle.remove(task)
+            return Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    @enable_ki_protection
+    async def _work(self, worker: Worker) -> None:
+        worker.task = trio.lowlevel.current_task()
+        ready = self.ready
+        try:
+            while not worker.detached:
+                if not ready:
+                    if self._leader is None and self.source is not None and not self._closing:
+                        self.source.fetch()
+                        if not ready:
+                            self._give_back(worker)
+                            await self._lead(worker)
+                            continue
+                    else:
+                        self._give_back(worker)
+                        if self._closing:
+                            return
+                        await self._idle_until_woken(worker)
+                        continue
+                await self._take_slot(worker)
+                if ready:
+                    await self._drive(worker)
+        finally:
+            self._give_back(worker)
+            if worker.detached:
+                self.detached -= 1
+            else:
+                self._workers -= 1
+            if self._closing:
+                self._wake_all()
+                self._wake_closer()
+
+    async def _lead(self, worker: Worker) -> None:
+        source = self.source
+        assert source is not None
+        self._leader = worker
+        try:
+            await source.wait()
+        finally:
+            self._leader = None
+        source.fetch()
+        self._slice_end = perf_counter() + _SLICE
+
+    async def _take_slot(self, worker: Worker) -> None:
+        if worker.holding:
+            # Work came in without a pause. Others, tasks and servers, get their turn.
+            if perf_counter() > self._slice_end:
+                if self.limiter.borrowed_tokens >= self.limiter.total_tokens:
+                    self._give_back(worker)
+                await trio.lowlevel.checkpoint()
+                self._slice_end = perf_counter() + _SLICE
+            if worker.holding:
+                return
+        try:
+            self.limiter.acquire_on_behalf_of_nowait(worker)
+        except trio.WouldBlock:
+            await self.limiter.acquire_on_behalf_of(worker)
+        worker.holding = True
+
+    def _give_back(self, worker: Worker) -> None:
+        if worker.holding:
+            worker.holding = False
+            self.limiter.release_on_behalf_of(worker)
+
+    @enable_ki_protection
+    @types.coroutine
+    def _drive(self, worker: Worker) -> Generator[Any, Any, None]:
+        """Run jobs until the queue is empty, passing on to Trio what they yield, unless it is a `Parked`."""
+        ready = self.ready
+        status = getattr(worker.task, "_cancel_status", None)
+        while ready and not worker.detached:
+            if ready[0].__class__ is Parked:
+                parked = ready.popleft()
+                stack, context, self.job = parked.coroutine, parked.context, parked.job
+                del parked  # or this frame would keep it, and what it waited for, alive
+            else:
+                stack, context = self._jobs(), self._context.copy()
+            value = error = None
+            while True:
+                self.running, self._status, self.credit = worker, status, _CREDIT
+                if worker.yielded:
+                    self.job = worker.job
+                try:
+                    if error is None:
+                        trap = context.run(stack.send, value)
+                    else:
+                        error, thrown = None, error
+                        trap = context.run(stack.throw, thrown)
+                        del thrown
+                except StopIteration:
+                    break
+                finally:
+                    self.running = None
+                if trap.__class__ is Parked:
+                    self._park(worker, trap, stack, context)
+                    break
+                if not worker.yielded:
+                    self._first_yield(worker)
+                try:
+                    value = yield trap
+                except BaseException as raised:  # noqa: BLE001 - goes to the job
+                    error = raised
+
+    async def _jobs(self) -> None:
+        """Work off the queue. Parked with the job it runs, it goes on in another worker, so: no local worker."""
+        ready = self.ready
+        pristine = self._context
+        copy_context = contextvars.copy_context
+        job: Any
+        while ready:
+            if ready[0].__class__ is Parked:
+                return
+            job = self.job = ready.popleft()
+            self.jobs += 1
+            self.credit = _CREDIT
+            try:
+                if await job.run():
+                    return
+            except BaseException as error:  # noqa: BLE001 - the bulkhead
+                self._contain(job, error)
+                if self.job_done():
+                    return
+            # What a handler sets in a context variable ends with it: the next one gets a fresh copy.
+            if copy_context() != pristine:
+                return
+
+    def _contain(self, job: Any, error: BaseException) -> None:
+        """The one bulkhead: an `Exception` is the job's own affair, what must end tasks goes on."""
+        own, rest = split_error(error)
+        if own is not None:
+            self.failures += 1
+            job.failed(own)
+        if rest is not None:
+            raise rest
+
+    def _first_yield(self, worker: Worker) -> None:
+        worker.yielded = True
+        job = worker.job = self.job
+        self.suspended += 1
+        job.suspended()
+        self._grace.append((trio.current_time() + self.slot_grace, worker, job))
+        if self._overseer is not None:
+            trio.lowlevel.reschedule(self._overseer)
+            self._overseer = None
+        self._replace()
+
+    def _park(
+        self, worker: Worker, parked: Parked, stack: Coroutine[Any, Any, Any], context: contextvars.Context
+    ) -> None:
+        parked.coroutine, parked.context, parked.job = stack, context, self.job
+        self.parked.add(parked)
+        if worker.yielded:
+            self._settled(worker)
+        else:
+            parked.job.suspended()
+
+    def _settled(self, worker: Worker) -> None:
+        worker.yielded = False
+        worker.job = None
+        if not worker.detached:
+            self.suspended -= 1
+
+    # ------------------------------------------------ those who wait too long
+
+    async def _oversee(self) -> None:
+        """Detach workers whose job has been suspended for `slot_grace`."""
+        grace = self._grace
+        while True:
+            if not grace:
+                self._overseer = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._stop_overseeing)
+                continue
+            deadline, worker, job = grace[0]
+            now = trio.current_time()
+            if worker.job is not job:
+                grace.popleft()
+            elif deadline > now:
+                await trio.sleep(deadline - now)
+            else:
+                grace.popleft()
+                self._detach(worker)
+
+    def _stop_overseeing(self, _: object) -> Abort:
+        self._overseer = None
+        return Abort.SUCCEEDED
+
+    def _detach(self, worker: Worker) -> None:
+        worker.detached = True
+        self.suspended -= 1
+        self.detached += 1
+        self._workers -= 1
+        self._give_back(worker)
+        self._replace()
+
+    def _replace(self) -> None:
+        """A worker is lost to its job for a while: another takes over what it would have done next."""
+        if self.ready or (self.source is not None and self._leader is None):
+            self._wake_one()
+
+    # ---------------------------------------------------------------- the end
+
+    async def _finished(self) -> None:
+        self._closer = trio.lowlevel.current_task()
+
+        def abort(_: object) -> Abort:
+            self._closer = None
+            return Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    _closer: trio.lowlevel.Task | None = None
+
+    def _wake_closer(self) -> None:
+        if self._closer is not None:
+            trio.lowlevel.reschedule(self._closer)
+            self._closer = None
+
+    async def _unwind(self) -> None:
+        """End every parked coroutine by resuming it under cancellation, `size` at a time; its `finally` may await."""
+        # Those that were woken and found no worker any more are among the jobs, which nobody will run now.
+        self.parked.update(job for job in self.ready if job.__class__ is Parked)
+        self.ready.clear()
+        if not self.parked:
+            return
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with trio.open_nursery() as nursery:
+                for _ in range(int(min(self._size, len(self.parked)))):
+                    nursery.start_soon(self._unwind_some)
+
+    async def _unwind_some(self) -> None:
+        while self.parked:
+            parked = self.parked.pop()
+            worker = Worker()
+            worker.task = trio.lowlevel.current_task()
+            self.ready.append(parked)
+            del parked
+            try:
+                await self._drive(worker)
+            except trio.Cancelled:
+                pass
+
+
+def split_error(error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """What of `error` is an `Exception`, and what must go on: `Cancelled`, `KeyboardInterrupt`, `SystemExit`.
+
+    A nursery that fails during a hard stop raises both in one group, which ``except Exception`` would miss.
+    """
+    if isinstance(error, Exception):
+        return error, None
+    if isinstance(error, BaseExceptionGroup):
+        own, rest = error.split(Exception)
+        return own, rest  # type: ignore[return-value]
+    return None, error

@@ -1,0 +1,84 @@
+"""The system calls on raw descriptors, and the one place that knows where descriptors are not file descriptors.
+
+On POSIX these are `os.read`, `os.write`, `os.writev` and `os.close`. On Windows a socket handle is none of the
+C library's descriptors, so socket objects are kept in a table. (Windows is untested here.)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["adopt", "borrowed_socket", "close", "ignore_sigpipe", "read", "shutdown_write", "write", "writev"]
+
+read: Callable[[int, int], bytes]
+write: Callable[[int, bytes], int]
+writev: Callable[[int, Sequence[bytes | memoryview]], int]
+close: Callable[[int], None]
+
+if sys.platform != "win32":
+    read, write, writev, close = os.read, os.write, os.writev, os.close
+
+    def adopt(sock: socket.socket) -> int:
+        """Take the descriptor out of a socket object (which is dead afterwards)."""
+        return sock.detach()
+else:  # pragma: no cover
+    _sockets: dict[int, socket.socket] = {}
+
+    def adopt(sock: socket.socket) -> int:
+        """Keep a socket object and answer for it by its number."""
+        _sockets[sock.fileno()] = sock
+        return sock.fileno()
+
+    def read(fd: int, size: int) -> bytes:
+        return _sockets[fd].recv(size)
+
+    def write(fd: int, data: bytes) -> int:
+        return _sockets[fd].send(data)
+
+    def writev(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
+        return _sockets[fd].send(b"".join(buffers))
+
+    def close(fd: int) -> None:
+        _sockets.pop(fd).close()
+
+
+class borrowed_socket:  # noqa: N801 - reads as a context manager
+    """``with borrowed_socket(fd) as sock``: a socket object for one call, which does not own the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> socket.socket:
+        if sys.platform == "win32":  # pragma: no cover
+            return _sockets[self._fd]
+        self._sock = socket.socket(fileno=self._fd)
+        return self._sock
+
+    def __exit__(self, *_: object) -> None:
+        if sys.platform != "win32":  # pragma: no branch
+            self._sock.detach()
+
+
+def shutdown_write(fd: int) -> None:
+    """Send FIN, keep reading. A peer that is gone already is no error."""
+    with borrowed_socket(fd) as sock:
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def ignore_sigpipe() -> None:
+    """Ignore SIGPIPE where it exists: `os.write` to a closed peer must raise, not kill the process.
+
+    CPython ignores it at start; an embedding program or `signal.signal(SIGPIPE, SIG_DFL)` may have undone that.
+    Works from the main thread only; elsewhere the setting is left as it is.
+    """
+    import signal  # noqa: PLC0415
+    import threading  # noqa: PLC0415
+
+    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -1,0 +1,135 @@
+"""The interface between connections and what they speak. One protocol object serves all connections."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from trionet.errors import ConfigurationError, ConnectionClosed
+from trionet.net.connection import CLOSING, LINGERING, Connection
+
+__all__ = ["Protocol"]
+
+log = logging.getLogger("trionet")
+
+
+class Protocol:
+    """Override `data_received`; the rest has defaults that suit a simple byte protocol.
+
+    A protocol keeps no state of its own about a connection: that lives in ``connection.data`` or in attributes of
+    its `connection_class`. A connection changes its protocol by assigning ``connection.protocol``: an upgrade is that.
+
+    Limits, in bytes: `high_water` (above it `Connection.wait_writable` waits, and nothing more is read from that
+    peer), `low_water` (below it they go on), `hard_limit` (more than this queued closes the connection),
+    `read_ahead` (input kept while a handler is busy). Deadlines, in seconds, None or 0 for none: `idle_timeout`
+    (nothing was received), `write_timeout` (the peer took nothing of what is queued for it).
+    """
+
+    connection_class: type[Connection] = Connection
+    scheme = "tcp"
+
+    def __init__(
+        self,
+        *,
+        high_water: int = 65536,
+        low_water: int | None = None,
+        hard_limit: int = 2**20,
+        read_ahead: int = 65536,
+        idle_timeout: float | None = 300.0,
+        write_timeout: float | None = 60.0,
+    ) -> None:
+        self.high_water = high_water
+        self.low_water = high_water // 4 if low_water is None else low_water
+        self.hard_limit = hard_limit
+        self.read_ahead = read_ahead
+        self.idle_timeout = idle_timeout or 0.0
+        self.write_timeout = write_timeout or 1e9
+        if not 0 <= self.low_water < high_water <= hard_limit:
+            raise ConfigurationError(
+                f"need 0 <= low_water ({self.low_water}) < high_water ({high_water}) <= hard_limit ({hard_limit})"
+            )
+
+    # ----------------------------------------------------------- to override
+
+    def connection_made(self, connection: Any) -> None:
+        """A connection was accepted. Synchronous; a protocol whose server speaks first writes here."""
+        connection.opened()
+        self.watch(connection)
+
+    async def data_received(self, connection: Any, data: bytes) -> None:
+        """Bytes have come. They may end anywhere; keep an unfinished piece in ``connection._input``."""
+        raise NotImplementedError
+
+    async def eof_received(self, connection: Any) -> None:
+        """The peer sends no more. By default: send what is queued, then close."""
+        connection.finish(ConnectionClosed(1006, "end of input", "peer"))
+
+    async def connection_lost(self, connection: Any, closed: ConnectionClosed) -> None:
+        """The connection has ended: the last call, made once."""
+
+    def overheard(self, connection: Any, data: bytes) -> int:
+        """Bytes have come while this connection's handler is suspended: keep them; return how many are kept."""
+        rare = connection.rare()
+        rare.held = data if rare.held is None else rare.held + data
+        return len(rare.held)
+
+    def eof_overheard(self, connection: Any) -> None:
+        """The peer sends no more, said while its handler is suspended; `eof_received` follows when it is done."""
+
+    async def catch_up(self, connection: Any) -> None:
+        """The handler is done: work off what was kept."""
+        rare = connection.rare()
+        data, rare.held, rare.held_size = rare.held, None, 0
+        await self.data_received(connection, data)
+
+    def handler_failed(self, connection: Any, error: Exception) -> None:
+        """`data_received` or a handler raised: log it, and close this connection."""
+        log.error("%r: handler failed, connection closed", connection, exc_info=error)
+        connection.abort()
+
+    def drain(self, connection: Any) -> None:
+        """The server is going away: end this connection politely."""
+        connection.finish(ConnectionClosed(1001, "server is going away", "us"))
+
+    # -------------------------------------------------------------- deadlines
+
+    def deadline_reached(self, connection: Any) -> int:
+        """The tick set for this connection has come. Returns the next one, or 0 for none."""
+        engine = connection.engine
+        if connection._state & 7 in (CLOSING, LINGERING):  # noqa: SLF001
+            deadline: int = connection.rare().deadline
+            if deadline > engine.tick:
+                return deadline
+            connection.abort()
+            return 0
+        if connection.stalled():
+            self.stalled(connection)
+            return 0
+        tick: int = self.next_deadline(connection)
+        out = connection._out  # noqa: SLF001
+        if out is not None:
+            stall = out.since + engine.wheel.ticks(self.write_timeout)
+            tick = min(tick, stall) if tick else stall
+        return tick
+
+    def stalled(self, connection: Any) -> None:
+        """The peer has read nothing for `write_timeout`."""
+        log.warning("%r: closed, the peer has read nothing for %g s", connection, self.write_timeout)
+        connection.reset(ConnectionClosed(1006, f"nothing was read for {self.write_timeout:g} s", "us"))
+
+    def next_deadline(self, connection: Any) -> int:
+        """Act on deadlines of the protocol's own; return the tick of the next, or 0. Here: `idle_timeout`."""
+        if not self.idle_timeout:
+            return 0
+        engine = connection.engine
+        due: int = connection._seen + engine.wheel.ticks(self.idle_timeout)  # noqa: SLF001
+        if due <= engine.tick:
+            connection.finish(ConnectionClosed(1001, f"nothing came for {self.idle_timeout:g} s", "us"))
+            return 0
+        return due
+
+    def watch(self, connection: Any) -> None:
+        """Set the first deadline."""
+        tick = self.next_deadline(connection)
+        if tick:
+            connection.engine.set_deadline(connection, tick)

@@ -1,0 +1,573 @@
+"""What handlers hold: `WebSocket`. Messages in, messages out, over a `Connection`.
+
+It adds no word to an idle connection. Its heart is `run`: read, decode, call the handler.
+
+Several messages that came in one read are handled one after the other, and what is sent meanwhile to the same
+peer is corked: it goes out in one write with the answer to the last of them, at the handler's first yield, at
+64 KiB, or before a Close. When a handler yields, what is left of the read moves to `Rare.held`, and so does what
+comes while it is suspended; control frames are answered at once, and never wait behind a message.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import trio
+
+from trionet.errors import ConnectionClosed, ProtocolError, Rejection
+from trionet.net import system
+from trionet.net.connection import (
+    CLOSING,
+    OPEN,
+    OPENING,
+    PINGED,
+    READ_SIZE,
+    Connection,
+    broken,
+)
+from trionet.net.outbox import FRAME_COST
+from trionet.wire.closing import CloseCode, check_sendable, encode_close, parse_close
+from trionet.wire.frames import Opcode, encode_frame, encode_header
+from trionet.wire.masking import apply_mask
+from trionet.wire.messages import Chunk, Control, Event
+
+if TYPE_CHECKING:
+    from trionet.protocols.websocket import WebSocketProtocol
+    from trionet.wire.request import Request
+
+__all__ = ["MessageStream", "PreparedMessage", "SlowConsumer", "WebSocket", "broadcast"]
+
+Message: TypeAlias = "str | bytes | bytearray | memoryview | PreparedMessage"
+
+_TEXT: Final = tuple(bytes((0x81, n)) for n in range(126))
+_BINARY: Final = tuple(bytes((0x82, n)) for n in range(126))
+_CORK_LIMIT: Final = 65536
+
+
+class SlowConsumer(enum.Enum):
+    """What happens to a message for a peer that does not read fast enough (its queue is at `high_water`).
+
+    WAIT: `send` waits, `send_nowait` raises `trio.WouldBlock`, `broadcast` leaves this peer out.
+    DROP_NEWEST, DROP_OLDEST: a message is dropped, counted, and mentioned in the log (not each time).
+    CLOSE: the connection is closed with 1013.
+    """
+
+    WAIT = "wait"
+    DROP_NEWEST = "drop newest"
+    DROP_OLDEST = "drop oldest"
+    CLOSE = "close"
+
+
+class PreparedMessage:
+    """A message encoded once, to be sent to many. Immutable; text from a str, binary from bytes."""
+
+    __slots__ = ("frame",)
+
+    def __init__(self, message: str | bytes | bytearray | memoryview) -> None:
+        self.frame = _encode(message)
+
+
+def _encode(message: Message) -> bytes:
+    if isinstance(message, str):
+        return encode_frame(Opcode.TEXT, message.encode())
+    if isinstance(message, PreparedMessage):
+        return message.frame
+    return encode_frame(Opcode.BINARY, bytes(message))
+
+
+class WebSocket(Connection):
+    """One WebSocket connection. Handlers get it; the protocol makes it.
+
+    Any task may send at any time; frames never interleave. After the connection has ended, sending raises
+    `ConnectionClosed`, and `closed` says how it ended.
+    """
+
+    __slots__ = ()
+
+    protocol: WebSocketProtocol
+
+    # ------------------------------------------------------------- about it
+
+    @property
+    def request(self) -> Request | None:
+        """The request that opened it, during `on_upgrade` and `on_open`; then it is forgotten, to save memory."""
+        return self._rare.request if self._rare is not None else None
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol agreed on, during `on_open`; keep it in `data` if you need it later."""
+        return self._rare.subprotocol if self._rare is not None else None
+
+    # -------------------------------------------------------------- reading
+
+    async def run(self) -> bool | None:
+        """Read once, handle all messages that are complete."""
+        if self._state != OPEN:
+            return await Connection.run(self)
+        try:
+            data: bytes | None = system.read(self.fd, READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self.abort(broken(error))
+            return await self._settle()
+        assert data is not None
+        self._seen = self.engine.tick
+        size = len(data)
+        # What most reads are: one small, whole, masked text or binary frame (RFC 6455, 5.2).
+        if 6 < size < 132 and self._input is None and data[1] == size + 122 and data[0] in b"\x81\x82":
+            payload: Any = apply_mask(data[6:], data[2:6])
+            if data[0] == 0x81:
+                try:
+                    payload = payload.decode()
+                except UnicodeDecodeError:
+                    self.fail(ProtocolError("text is not UTF-8", CloseCode.INVALID_DATA))
+                    return await self._settle()
+            await self.protocol.on_message(self, payload)
+        elif size:
+            events = self.protocol.decode(self, data)
+            data = None  # or it would be held for as long as the handler waits
+            await self.deliver(events, size)
+        else:
+            await self._at_eof()
+        if self._state != OPEN:
+            return await self._settle()
+        return None
+
+    async def deliver(self, events: list[Event], size: int) -> None:
+        """Call the handler for each message, corking what it sends, and act on control frames.
+
+        `events` came in a read of `size` bytes. The list is given up, so that nothing but the message in hand is
+        kept while a handler waits.
+        """
+        if not events:
+            return
+        last = events.pop()
+        if not events:
+            await self._handle(last)
+            return
+        pool = self.engine.pool
+        rest = iter(events)
+        del events
+        mine = (rest, last, size)
+        pool.cork, pool.corked, pool.rest = [], 0, mine
+        try:
+            for event in rest:
+                if self._state == OPEN and (event.__class__ is str or event.__class__ is bytes):
+                    await self.protocol.on_message(self, event)
+                else:
+                    await self._handle(event)
+            if pool.rest is mine:  # nobody has taken them for later
+                pool.rest = None
+                await self._handle(last)
+        finally:
+            if pool.cork is not None:
+                self.uncork()
+                pool.cork = None
+            pool.rest = None
+
+    async def _handle(self, event: Event) -> None:
+        if self._state & 7 != OPEN and self._said_goodbye():
+            return
+        kind = event.__class__
+        if kind is str or kind is bytes:
+            await self.protocol.on_message(self, event)
+        elif isinstance(event, Chunk):
+            await self.protocol.on_chunk(self, event.data, event.last)
+        elif isinstance(event, Control):
+            self.control(event)
+        else:
+            assert isinstance(event, ProtocolError)
+            self.fail(event)
+
+    def _said_goodbye(self) -> bool:
+        """After our own Close nothing more is delivered; what came before the peer's is."""
+        closed = self.closed
+        return closed is not None and closed.by == "us"
+
+    def suspended(self) -> None:
+        """The handler waits: send what is corked, keep what is left of the read."""
+        Connection.suspended(self)
+        pool = self.engine.pool
+        if pool.cork is not None:
+            self.uncork()
+            pool.cork = None
+        if pool.rest is not None:
+            (rest, last, _), pool.rest = pool.rest, None
+            self.hold([*rest, last])
+
+    def hold(self, events: list[Event]) -> None:
+        """Keep messages for later, act on control frames now."""
+        rare = self.rare()
+        if rare.held is None:
+            rare.held = []
+        for event in events:
+            if isinstance(event, Control):
+                self.control(event)
+            else:
+                rare.held.append(event)
+                rare.held_size += FRAME_COST + (len(event) if isinstance(event, str | bytes) else 0)
+
+    def control(self, frame: Control) -> None:
+        """Answer a Ping, note a Pong, follow a Close (5.5)."""
+        if frame.opcode == Opcode.PING:
+            if self._state & 7 == OPEN:
+                self._pong(encode_frame(Opcode.PONG, frame.payload))
+        elif frame.opcode == Opcode.PONG:
+            pings = self._rare.pings if self._rare is not None else None
+            if pings:
+                self._answered(pings, frame.payload)
+        else:
+            try:
+                code, reason = parse_close(frame.payload)
+            except ProtocolError as error:
+                self.fail(error)
+                return
+            self._goodbye(code, reason)
+
+    def _pong(self, frame: bytes) -> None:
+        out = self._out
+        if out is not None and out.frames and out.frames[-1][:1] == b"\x8a":
+            # 5.5.3: one Pong for the latest of several Pings will do, so a flood of them fills no queue.
+            if out.replace_last(frame):
+                return
+        self._emit(frame)
+
+    def _goodbye(self, code: int, reason: str) -> None:
+        """A Close frame came: echo it if it is the first, then the server closes first (7.1.1)."""
+        state = self._state & 7
+        if state == OPEN:
+            self.uncork()
+            self.note_closed(ConnectionClosed(code, reason, "peer"))
+            self.write(encode_frame(Opcode.CLOSE, encode_close(code)))
+        if state in (OPEN, CLOSING):
+            self.finish()
+
+    # -------------------------------------------------------------- sending
+
+    async def send(self, message: Message) -> None:
+        """Send a message: a str as text, bytes as binary.
+
+        Returns when the kernel or the queue has it. Waits while more than `high_water` bytes are queued for this
+        peer (or does what the `SlowConsumer` policy says). Raises `ConnectionClosed`. Cancelled, it has sent
+        nothing, never a part. Deviates from Trio's rule: it is a cancellation point always, but lets others run
+        only when it waits, and once in 64 calls.
+        """
+        if self._state & 7 != OPEN:
+            raise self._not_open()
+        if message.__class__ is str:
+            payload = message.encode()  # type: ignore[union-attr]
+            size = len(payload)
+            frame = (_TEXT[size] if size < 126 else encode_header(1, size)) + payload
+        elif message.__class__ is bytes:
+            size = len(message)  # type: ignore[arg-type]
+            frame = (_BINARY[size] if size < 126 else encode_header(2, size)) + message  # type: ignore[operator]
+        else:
+            frame = _encode(message)
+        pool = self.engine.pool
+        pool.credit -= 1
+        if (
+            pool.credit < 0
+            or pool.running is None
+            or pool.running.task._cancel_status is not pool._status  # type: ignore[attr-defined]  # noqa: SLF001
+        ):
+            await pool.breathe()
+            if self._state & 7 != OPEN:
+                raise self._not_open()
+        if pool.cork is not None and pool.job is self:
+            self._emit(frame)
+            return
+        if (self._out is not None or self._rare is not None) and not await self._admit(frame):
+            return
+        try:
+            sent = system.write(self.fd, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.abort(broken(error))
+            raise self.closed_error() from error
+        if sent != len(frame):
+            self._queue(frame, sent)
+
+    def send_nowait(self, message: Message) -> None:
+        """Like `send`, but raises `trio.WouldBlock` where that would wait (policy WAIT)."""
+        if self._state & 7 != OPEN:
+            raise self._not_open()
+        frame = _encode(message)
+        if not self._offer(frame) and self.protocol.slow_consumer is SlowConsumer.WAIT:
+            raise trio.WouldBlock
+
+    async def _admit(self, frame: bytes) -> bool:
+        """Take part in the queue. True: nothing is queued, write; False: `frame` is queued, or dropped."""
+        protocol = self.protocol
+        while True:
+            stream = self._rare.stream if self._rare is not None else None
+            if stream is not None:
+                await stream.wait_end()
+            elif self._out is None:
+                return True
+            elif not self._full(frame):
+                self.write(frame)
+                return False
+            elif protocol.slow_consumer is not SlowConsumer.WAIT:
+                self._overflow(frame)
+                return False
+            else:
+                await self.wait_writable(len(frame) + self._held_back())
+            if self._state & 7 != OPEN:
+                raise self._not_open()
+
+    def _full(self, frame: bytes) -> bool:
+        out = self._out
+        return out is not None and out.size + len(frame) + self._held_back() > self.protocol.high_water
+
+    def _held_back(self) -> int:
+        """What is left of the read in hand: it has to be kept if we wait, so it counts."""
+        pool = self.engine.pool
+        return pool.rest[2] if pool.rest is not None and pool.job is self else 0
+
+    def _offer(self, frame: bytes) -> bool:
+        """Send or queue `frame` without waiting. False: the peer is slow and it was not taken."""
+        if self._rare is not None and self._rare.stream is not None:
+            return False
+        if self._full(frame):
+            return self.protocol.slow_consumer is not SlowConsumer.WAIT and self._overflow(frame)
+        self._emit(frame)
+        return True
+
+    def _emit(self, frame: bytes) -> None:
+        """Into the cork, if this connection's job is running with one; else out."""
+        pool = self.engine.pool
+        cork = pool.cork
+        if cork is None or pool.job is not self:
+            self.write(frame)
+            return
+        cork.append(frame)
+        pool.corked += len(frame)
+        # The answer to the last message takes along what waits for it.
+        if pool.rest is None or pool.corked >= _CORK_LIMIT:
+            self.uncork()
+
+    def uncork(self) -> None:
+        """Write what is corked."""
+        pool = self.engine.pool
+        cork = pool.cork
+        if not cork or pool.job is not self:
+            return
+        frames = cork[:]
+        cork.clear()
+        pool.corked = 0
+        if self._out is None:
+            self.write(b"".join(frames))
+        else:
+            for frame in frames:
+                self.write(frame)
+
+    def _overflow(self, frame: bytes) -> bool:
+        """The queue is full and the policy is not to wait. Returns whether `frame` was queued after all."""
+        protocol, out = self.protocol, self._out
+        assert out is not None
+        if protocol.slow_consumer is SlowConsumer.CLOSE:
+            protocol.dropped(self, 1)
+            self.close_nowait(CloseCode.TRY_AGAIN_LATER, "too slow")
+            return False
+        dropped = 1
+        taken = False
+        if protocol.slow_consumer is SlowConsumer.DROP_OLDEST:
+            dropped = out.discard_oldest(len(frame), protocol.high_water, _is_message)
+            taken = out.size + len(frame) <= protocol.high_water
+            if taken:
+                self.write(frame)
+            else:
+                dropped += 1
+        protocol.dropped(self, dropped)
+        return taken
+
+    @asynccontextmanager
+    async def send_stream(self, *, text: bool = False) -> AsyncIterator[MessageStream]:
+        """Send one message piece by piece: ``async with ws.send_stream(text=True) as stream: await stream.send("…")``.
+
+        Each piece is a fragment (5.4). Other messages to this peer wait until the block ends; control frames do not.
+        Leaving the block by an exception cannot take back what was sent, so it closes the connection with 1011.
+        """
+        while (stream := self._rare.stream if self._rare is not None else None) is not None:
+            await stream.wait_end()
+        if self._state & 7 != OPEN:
+            raise self._not_open()
+        stream = self.rare().stream = MessageStream(self, Opcode.TEXT if text else Opcode.BINARY)
+        try:
+            yield stream
+            await stream.end()
+        except BaseException:
+            if stream.begun:
+                self.close_nowait(CloseCode.INTERNAL_ERROR, "message broken off")
+            raise
+        finally:
+            if self._rare is not None:
+                self._rare.stream = None
+                self.tidy()
+            stream.wake()
+
+    async def ping(self) -> float:
+        """Send a Ping and wait for its Pong; returns the seconds between. Raises `ConnectionClosed`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._state & 7 != OPEN:
+            raise self._not_open()
+        engine = self.engine
+        rare = self.rare()
+        if rare.pings is None:
+            rare.pings = {}
+        engine.pings += 1
+        payload = engine.pings.to_bytes(8, "big")
+        waiter = engine.pool.waiter()
+        begin = trio.current_time()
+        rare.pings[payload] = waiter
+        self.write(encode_frame(Opcode.PING, payload))
+        try:
+            if self.fd >= 0:
+                await waiter.wait()
+        finally:
+            pings = self._rare.pings if self._rare is not None else None
+            if pings is not None:
+                pings.pop(payload, None)
+                self.tidy()
+        if self.closed is not None:
+            raise self.closed_error()
+        return trio.current_time() - begin
+
+    @staticmethod
+    def _answered(pings: dict[bytes, Any], payload: bytes) -> None:
+        if payload in pings:
+            for key in list(pings):  # 5.5.3: the answer to a Ping stands for the earlier ones
+                pings.pop(key).wake()
+                if key == payload:
+                    break
+
+    # -------------------------------------------------------------- closing
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Begin the closing handshake and wait for its end, `close_timeout` at most. A second call only waits."""
+        self.close_nowait(code, reason)
+        await self.wait_closed()
+
+    def close_nowait(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Begin the closing handshake. Does nothing on a connection that is closing or closed.
+
+        Raises `ValueError` for a code that may not be sent, or a reason of more than 123 bytes.
+        """
+        check_sendable(code, reason)
+        self._say_goodbye(code, reason)
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        if self._state & 7 != OPEN:
+            return
+        self.uncork()
+        self.note_closed(ConnectionClosed(code, reason, "us"))
+        if self._state & 7 == OPEN:  # uncorking may have found it broken
+            self._state = self._state & ~(PINGED | 7) | CLOSING
+            self.bound_state(self.protocol.close_timeout)
+            self.write(encode_frame(Opcode.CLOSE, encode_close(code, reason)))
+            self.resume_reading()
+
+    def fail(self, error: ProtocolError) -> None:
+        """The peer broke a rule: say so and shut our side (7.1.7)."""
+        self.protocol.failed(self, error)
+        if self._state & 7 == OPEN:
+            self.uncork()
+            self.note_closed(ConnectionClosed(error.code, error.reason, "us"))
+            self.write(encode_frame(Opcode.CLOSE, encode_close(error.code, error.reason)))
+        self._input = None
+        self.linger()
+
+    def _not_open(self) -> Exception:
+        if self._state & 7 == OPENING:
+            return RuntimeError("the connection is not open yet: send from on_open on")
+        return self.closed_error()
+
+    def _release(self) -> None:
+        super()._release()
+        pings = self._rare.pings if self._rare is not None else None
+        if pings:
+            for waiter in pings.values():
+                waiter.wake()
+
+
+class MessageStream:
+    """A message being sent in pieces; made by `WebSocket.send_stream`."""
+
+    def __init__(self, ws: WebSocket, opcode: int) -> None:
+        self._ws = ws
+        self._opcode = opcode
+        self._text = opcode == Opcode.TEXT
+        self._waiters: list[Any] = []
+        self.begun = False
+
+    async def send(self, piece: str | bytes) -> None:
+        """Send a piece (str for text, bytes for binary); waits while the peer is slow. Raises `ConnectionClosed`."""
+        if isinstance(piece, str) is not self._text:
+            raise TypeError(f"this message is {'text' if self._text else 'binary'}")
+        await self._frame(piece.encode() if isinstance(piece, str) else piece, fin=False)
+
+    async def end(self) -> None:
+        """End the message."""
+        await self._frame(b"", fin=True)
+
+    async def _frame(self, payload: bytes, *, fin: bool) -> None:
+        ws = self._ws
+        await ws.wait_writable(len(payload))
+        if ws._state & 7 != OPEN:  # noqa: SLF001
+            raise ws.closed_error()
+        ws._emit(encode_frame(self._opcode, payload, fin=fin))  # noqa: SLF001
+        self._opcode = Opcode.CONTINUATION
+        self.begun = True
+
+    async def wait_end(self) -> None:
+        """Wait until the message has ended."""
+        waiter = self._ws.engine.pool.waiter()
+        self._waiters.append(waiter)
+        try:
+            await waiter.wait()
+        except BaseException:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
+
+    def wake(self) -> None:
+        """Let those who wait for the end go on."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.wake()
+
+
+def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
+    """Send `message` to each connection that is open. Encodes it once, never waits; returns how many took it.
+
+    For a peer that is slow its `SlowConsumer` policy decides; with WAIT it is left out.
+    """
+    frame = _encode(message)
+    write = system.write
+    size = len(frame)
+    taken = 0
+    for ws in connections:
+        if ws._state == OPEN and ws._out is None and ws._rare is None:  # noqa: SLF001
+            try:
+                sent = write(ws.fd, frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                ws.abort(broken(error))
+                continue
+            if sent != size:
+                ws._queue(frame, sent)  # noqa: SLF001
+            taken += 1
+        elif ws._state & 7 == OPEN and ws._offer(frame):  # noqa: SLF001
+            taken += 1
+    return taken
+
+
+def _is_message(frame: bytes) -> bool:
+    """Whether a queued frame is a whole message, which may be dropped: not a fragment, not a control frame."""
+    return frame[0] in (0x81, 0x82)

@@ -1,0 +1,418 @@
+"""WebSocket: the upgrade, then messages to a `WebSocketHandler`. Everything that is the same for all connections.
+
+    OPENING    the request head is read in place; limits, origin check and `on_upgrade` run before the 101
+    OPEN       messages → `on_message`; silent for `ping_interval`: a Ping; no answer for `ping_timeout`: closed
+    CLOSING    our Close is sent; the peer's, or `close_timeout`, ends it
+    LINGERING  after a refusal or a broken rule: our side is shut, input is discarded for 2 s at most
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, Rejection
+from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED
+from trionet.protocols.base import Protocol
+from trionet.protocols.channel import SlowConsumer, WebSocket
+from trionet.protocols.registry import Registry
+from trionet.wire.closing import CloseCode
+from trionet.wire.handshake import (
+    HeadLimits,
+    HeadScanner,
+    OriginPolicy,
+    Request,
+    build_upgrade_response,
+    check_upgrade,
+    select_subprotocol,
+)
+from trionet.wire.http1 import build_rejection
+from trionet.wire.messages import Event, MessageDecoder
+
+__all__ = ["Accept", "WebSocketHandler", "WebSocketProtocol", "http_date"]
+
+log = logging.getLogger("trionet")
+
+_PING = b"\x89\x00"
+
+
+@attrs.frozen
+class Accept:
+    """What `on_upgrade` may return: the subprotocol to agree on, and headers to add to the 101 response."""
+
+    subprotocol: str | None = None
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=tuple)
+
+
+class WebSocketHandler:
+    """Your application: one object serves all connections. Override what you need.
+
+    For one connection the methods run one at a time, in the order `on_upgrade`, `on_open`, messages, `on_close`; for
+    different connections they run at the same time. They may wait for anything. An exception closes that connection
+    with 1011 and is logged; the others do not notice. What a method sets in a context variable ends with it.
+    """
+
+    async def on_upgrade(self, ws: WebSocket, request: Request) -> Accept | None:
+        """Before the connection is accepted: authenticate here. Raise `Rejection` to refuse it."""
+
+    async def on_open(self, ws: WebSocket) -> None:
+        """The connection is open."""
+
+    async def on_message(self, ws: WebSocket, message: str | bytes) -> None:
+        """A message: str for text, bytes for binary."""
+
+    async def on_close(self, ws: WebSocket, closed: ConnectionClosed) -> None:
+        """It has ended. Called once for each connection whose `on_open` was begun."""
+
+    async def on_chunk(self, ws: WebSocket, data: str | bytes, last: bool) -> None:  # noqa: FBT001
+        """Overridden, it gets each message in pieces as they arrive, and `on_message` gets none.
+
+        `last` ends the message; `max_message` still bounds it, but nothing is kept.
+        """
+
+
+class WebSocketProtocol(Protocol):
+    """Serves `handler`. Sizes are bytes, times are seconds; None switches a deadline off.
+
+    `subprotocols`: those spoken, unless `on_upgrade` chooses. `origins`: None allows pages of our own host only (and
+    clients that are no browsers), "*" all, else a list like ``["https://example.org"]``. `headers`: names kept for
+    `Request.headers`. `on_header`: called with each other header as memoryviews, valid during the call only.
+    `http`: a protocol for plain requests on the same port. Queue limits and deadlines: see `Protocol`.
+    """
+
+    connection_class = WebSocket
+    scheme = "ws"
+
+    def __init__(
+        self,
+        handler: WebSocketHandler,
+        *,
+        subprotocols: Iterable[str] = (),
+        origins: Literal["*"] | Iterable[str] | None = None,
+        headers: Iterable[str] = ("cookie",),
+        on_header: Callable[[memoryview, memoryview], object] | None = None,
+        http: Any = None,
+        max_message: int = 2**20,
+        max_frame: int | None = None,
+        head_limits: HeadLimits | None = None,
+        handshake_timeout: float | None = 10.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        close_timeout: float = 10.0,
+        write_timeout: float | None = 60.0,
+        slow_consumer: SlowConsumer = SlowConsumer.WAIT,
+        high_water: int = 65536,
+        low_water: int | None = None,
+        hard_limit: int | None = None,
+        read_ahead: int = 65536,
+        max_messages_per_second: float | None = None,
+        max_bytes_per_second: float | None = None,
+    ) -> None:
+        super().__init__(
+            high_water=high_water,
+            low_water=low_water,
+            hard_limit=max(2**20, high_water) if hard_limit is None else hard_limit,
+            read_ahead=read_ahead,
+            idle_timeout=None,
+            write_timeout=write_timeout,
+        )
+        if max_message < 1 or close_timeout <= 0:
+            raise ConfigurationError("max_message and close_timeout must be positive")
+        if ping_interval and not ping_timeout:
+            raise ConfigurationError("ping_interval without ping_timeout: a dead peer would be pinged for ever")
+        self.handler = handler
+        self.subprotocols = tuple(subprotocols)
+        self.http = http
+        self.max_message = max_message
+        self.handshake_timeout = handshake_timeout
+        self.ping_interval = ping_interval
+        self.ping_timeout = ping_timeout or 0.0
+        self.close_timeout = close_timeout
+        self.slow_consumer = slow_consumer
+        self.registry = Registry()
+        self.rejections: Counter[int] = Counter()
+        self.closes: Counter[int] = Counter()
+        self.messages_dropped = 0
+        self.handler_failures = 0
+        self._dropped_logged = 0.0
+        self._origins = OriginPolicy(origins)
+        self._scanner = HeadScanner(
+            head_limits or HeadLimits(), frozenset(name.lower().encode() for name in headers), on_header
+        )
+        own = _overridden(handler)
+        self._decoder = MessageDecoder(max_message, max_frame or max_message, chunks="on_chunk" in own)
+        self.on_message = handler.on_message
+        self.on_chunk = handler.on_chunk
+        self._on_upgrade = handler.on_upgrade if "on_upgrade" in own else None
+        self._on_open = handler.on_open if "on_open" in own else None
+        self._on_close = handler.on_close if "on_close" in own else None
+        for name in own:
+            _interruptible(getattr(handler, name))
+        if max_messages_per_second or max_bytes_per_second:
+            from trionet.protocols.rate import rate_limited  # noqa: PLC0415
+
+            self.connection_class = rate_limited(max_messages_per_second, max_bytes_per_second)
+
+    # -------------------------------------------------------------- the upgrade
+
+    def connection_made(self, connection: WebSocket) -> None:
+        engine = connection.engine
+        if self.handshake_timeout:
+            engine.set_deadline(connection, engine.tick + engine.wheel.ticks(self.handshake_timeout))
+
+    async def data_received(self, connection: WebSocket, data: bytes) -> None:
+        if connection._state & 7 == OPENING:
+            await self._opening(connection, data)
+        else:
+            size = len(data)
+            await connection.deliver(self.decode(connection, data), size)
+
+    async def _opening(self, ws: WebSocket, data: bytes) -> None:
+        head: bytes | bytearray = data
+        searched = 0
+        if ws._input is not None:
+            head = ws._input
+            searched = len(head)
+            head += data
+        try:
+            request = self._scanner.scan(head, searched)
+        except Rejection as rejection:
+            self.refuse(ws, rejection)
+            return
+        if request is None:
+            ws._input = head if searched else bytearray(head)
+            return
+        if not request.websocket and self.http is not None:
+            ws._input = None
+            await self.http.adopt(ws, bytes(head))
+            return
+        ws._input = head[request.size :] or None
+        del data, head
+        rare = ws.rare()
+        rare.request = request
+        try:
+            check_upgrade(request, self._origins)
+            answer = None
+            if self._on_upgrade is not None:
+                answer = await self._on_upgrade(ws, request)
+            response = self._accept(ws, request, answer)
+        except Rejection as rejection:
+            self.refuse(ws, rejection, head=request.method == "HEAD")
+            return
+        if ws._state & 7 != OPENING:  # it left, or ran out of time, meanwhile
+            return
+        ws.write(response)
+        if ws._state & 7 != OPENING:
+            return
+        ws.opened()
+        await self._opened(ws)
+
+    def _accept(self, ws: WebSocket, request: Request, answer: Accept | None) -> bytes:
+        assert request.key is not None
+        if answer is not None:
+            chosen, headers = answer.subprotocol, answer.headers
+            if chosen is not None and chosen not in request.subprotocols:
+                raise ConfigurationError(f"subprotocol {chosen!r} was not offered by the client")
+        else:
+            chosen, headers = None, ()
+        if chosen is None and self.subprotocols and (offered := request.subprotocols):
+            chosen = select_subprotocol(offered, self.subprotocols)
+        ws.rare().subprotocol = chosen
+        return build_upgrade_response(request.key, chosen, headers)
+
+    async def _opened(self, ws: WebSocket) -> None:
+        """Frames may have come behind the head; they are decoded now, so that a Ping among them does not wait."""
+        rest, ws._input = ws._input, None
+        rare = ws.rare()
+        rare.held_size = 0
+        if rest is not None:
+            ws.hold(self.decode(ws, bytes(rest)))
+        self._watch_open(ws)
+        if self._on_open is not None:
+            await self._on_open(ws)
+        rare = ws.rare()
+        rare.request = rare.subprotocol = None
+        while rare.held_size:
+            await self.catch_up(ws)
+        ws.tidy()
+
+    def refuse(self, ws: WebSocket, rejection: Rejection, *, head: bool = False) -> None:
+        """Answer with an HTTP error, and let the connection linger so that the peer can read it."""
+        self.rejections[rejection.status] += 1
+        log.debug("%r: request refused: %s", ws, rejection)
+        ws._input = None
+        ws.rare().request = None
+        ws.note_closed(ConnectionClosed(1006, f"refused with {rejection.status}", "us"))
+        ws.write(build_rejection(rejection, http_date(), head_request=head))
+        ws.linger()
+
+    # ---------------------------------------------------------------- messages
+
+    def decode(self, ws: WebSocket, data: bytes) -> list[Event]:
+        """What `data` completes; a broken rule comes last, as the `ProtocolError` itself."""
+        events: list[Event] = []
+        try:
+            ws._input = self._decoder.decode(data, ws._input, events)
+        except ProtocolError as error:
+            ws._input = None
+            ws.pause_reading()
+            events.append(error)  # type: ignore[arg-type]
+        return events
+
+    def overheard(self, connection: WebSocket, data: bytes) -> int:
+        rare = connection.rare()
+        state = connection._state & 7
+        if state == OPENING:  # frames sent before the 101: kept as they are
+            kept = connection._input
+            connection._input = data if kept is None else kept + data
+            return len(connection._input)
+        if state <= OPEN or not connection._said_goodbye():
+            connection.hold(self.decode(connection, data))
+        else:
+            for event in self.decode(connection, data):
+                if not isinstance(event, str | bytes):
+                    connection.hold([event])
+        partial = connection._input
+        return rare.held_size + (partial.held() if partial is not None else 0)
+
+    def eof_overheard(self, connection: WebSocket) -> None:
+        connection.note_closed(ConnectionClosed(CloseCode.ABNORMAL, "the peer left without a Close", "network"))
+
+    async def catch_up(self, connection: WebSocket) -> None:
+        rare = connection.rare()
+        events, rare.held, rare.held_size = rare.held, None, 0
+        if events:
+            await connection.deliver(events, 0)
+
+    async def eof_received(self, connection: WebSocket) -> None:
+        if connection._state & 7 == OPENING and connection.closed is None:
+            self.rejections[0] += 1
+        self.eof_overheard(connection)
+        connection.finish()
+
+    async def connection_lost(self, connection: WebSocket, closed: ConnectionClosed) -> None:
+        self.registry.forget(connection)
+        if connection._state & FRESH:
+            return
+        self.closes[closed.code] += 1
+        log.debug("%r: %s", connection, closed)
+        if self._on_close is not None:
+            await self._on_close(connection, closed)
+
+    def handler_failed(self, connection: WebSocket, error: Exception) -> None:
+        if connection.closed is not None and _only_closed(error):
+            return  # it used a connection whose peer had left: that ends handlers every day
+        self.handler_failures += 1
+        log.error("%r: handler failed", connection, exc_info=error)
+        if connection._state & 7 == OPENING:
+            self.refuse(connection, Rejection(500, body="The server failed to handle the request.\n"))
+        else:
+            connection._say_goodbye(CloseCode.INTERNAL_ERROR, "")
+
+    def failed(self, connection: WebSocket, error: ProtocolError) -> None:
+        """A peer broke a rule; the connection is about to be failed."""
+        log.debug("%r: failed: %s", connection, error)
+
+    def dropped(self, connection: WebSocket, count: int) -> None:
+        """Messages were dropped by the slow-consumer policy: counted, and logged once a second at most."""
+        self.messages_dropped += count
+        now = trio.current_time()
+        if now - self._dropped_logged >= 1 or not self._dropped_logged:
+            self._dropped_logged = now
+            log.warning(
+                "%r: slow consumer, policy %r; %d messages dropped so far on all connections",
+                connection,
+                self.slow_consumer.value,
+                self.messages_dropped,
+            )
+
+    # --------------------------------------------------------------- deadlines
+
+    def drain(self, connection: WebSocket) -> None:
+        if connection._state & 7 == OPENING:
+            if not connection._state & BUSY:
+                self.refuse(
+                    connection,
+                    Rejection(503, headers=[("Retry-After", "1")], body="The server is going away; try again.\n"),
+                )
+        else:
+            connection._say_goodbye(CloseCode.GOING_AWAY, "server is going away")
+
+    def _watch_open(self, ws: WebSocket) -> None:
+        engine = ws.engine
+        if self.ping_interval:
+            engine.set_deadline(ws, engine.tick + engine.wheel.ticks(self.ping_interval))
+
+    def next_deadline(self, connection: WebSocket) -> int:
+        engine = connection.engine
+        tick = engine.tick
+        state = connection._state
+        if state & 7 == OPENING:
+            if state & BUSY:  # our own hook takes long, the peer is not to blame
+                return tick + engine.wheel.ticks(self.handshake_timeout or 10.0)
+            self.refuse(connection, Rejection(408, body="No complete request came in time.\n"))
+            return 0
+        expiry = self.registry.expiry(connection)
+        if expiry and expiry <= tick:
+            connection._say_goodbye(CloseCode.POLICY_VIOLATION, "expired")
+            return connection.rare().deadline
+        due = self._keepalive(connection, tick) if self.ping_interval else 0
+        return min(due, expiry) if due and expiry else due or expiry
+
+    def _keepalive(self, ws: WebSocket, tick: int) -> int:
+        engine = ws.engine
+        interval = engine.wheel.ticks(self.ping_interval or 0)
+        state = ws._state
+        if state & PAUSED or ws._out is not None:
+            # We do not read, so a Pong could not be seen; or the peer does not read, which the write deadline judges.
+            ws._state = state & ~PINGED
+            return tick + interval
+        if state & PINGED:
+            ws.fail(ProtocolError("no answer to a keepalive ping", CloseCode.INTERNAL_ERROR))
+            return ws.rare().deadline
+        due = ws._seen + interval
+        if due > tick:
+            return due
+        ws._state = state | PINGED
+        ws.write(_PING)
+        return tick + engine.wheel.ticks(self.ping_timeout)
+
+
+def _overridden(handler: WebSocketHandler) -> set[str]:
+    names = ("on_upgrade", "on_open", "on_message", "on_close", "on_chunk")
+    return {
+        name
+        for name in names
+        if getattr(getattr(handler, name), "__func__", None) is not getattr(WebSocketHandler, name)
+    }
+
+
+def _interruptible(function: Any) -> None:
+    """Ctrl-C may stop a handler that loops, though it may not tear the worker that runs it."""
+    if hasattr(function, "__code__"):
+        trio.lowlevel.disable_ki_protection(function)
+
+
+def _only_closed(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_only_closed, error.exceptions))
+    return isinstance(error, ConnectionClosed)
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def http_date(seconds: float | None = None) -> bytes:
+    """A time as HTTP writes it (RFC 9110, 5.6.7), whatever the locale: now, or `seconds` since the epoch."""
+    t = time.gmtime(seconds)
+    return (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02d} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
+        f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT"
+    ).encode()

@@ -1,0 +1,241 @@
+"""A server: listeners, the accept gate, the engine, and an end.
+
+`serve` runs one as a program; `open_server` runs one inside yours. Both take a protocol and an address, or a list
+of `Endpoint` for several protocols on several listeners.
+
+Cancelling is the hard stop. `Server.drain` is the polite one: stop accepting, say 1001 to everybody, spread over a
+window so that not all come back at once, wait, then stop hard.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Any
+
+import attrs
+import trio
+
+from trionet.net import system
+from trionet.net.connection import Connection
+from trionet.net.engine import Engine
+from trionet.net.gate import AcceptGate, GateStatistics
+from trionet.net.listener import Endpoint, Listener, open_listeners
+from trionet.net.poller import PollerStatistics
+from trionet.net.pool import PoolStatistics, TaskPool
+from trionet.net.wheel import WheelStatistics
+
+__all__ = ["Server", "ServerStatistics", "open_server", "serve"]
+
+log = logging.getLogger("trionet")
+
+_DRAIN_STEP = 0.05
+
+
+@attrs.frozen
+class ServerStatistics:
+    """What a server is doing. Times are seconds; `lag` is by how much the last timer tick came late."""
+
+    connections: int
+    opening: int
+    opened: int
+    overflowed: int
+    draining: bool
+    lag: float
+    lag_max: float
+    gate: GateStatistics
+    pool: PoolStatistics
+    poller: PollerStatistics
+    wheel: WheelStatistics
+
+
+class Server:
+    """A running server; made by `open_server` and `serve`."""
+
+    def __init__(self, engine: Engine, gate: AcceptGate) -> None:
+        self.engine = engine
+        self.gate = gate
+        self.listeners: list[Listener] = []
+        self.resources: Any = None
+        self.draining = False
+        self._accepting = trio.CancelScope()
+
+    @property
+    def endpoints(self) -> list[Listener]:
+        """What is listened on: each has an `address` and a `url`."""
+        return self.listeners
+
+    @property
+    def addresses(self) -> list[Any]:
+        """``(host, port)`` of each listener, or the path of a Unix socket."""
+        return [listener.address for listener in self.listeners]
+
+    @property
+    def connections(self) -> Iterator[Connection]:
+        """The connections there are now; safe against changes while iterating."""
+        return iter(self.engine)
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot of all counters."""
+        engine = self.engine
+        return ServerStatistics(
+            connections=engine.connections,
+            opening=engine.opening,
+            opened=engine.opened,
+            overflowed=engine.overflowed,
+            draining=self.draining,
+            lag=engine.lag,
+            lag_max=engine.lag_max,
+            gate=self.gate.statistics(),
+            pool=engine.pool.statistics(),
+            poller=engine.poller.statistics(),
+            wheel=engine.wheel.statistics(),
+        )
+
+    async def drain(self, *, jitter: float | None = None, timeout: float = 10.0) -> bool:
+        """Stop accepting, close every connection with 1001 within `jitter` seconds, wait for them to end.
+
+        `jitter` None: a second for each thousand connections, half of `timeout` at most. Returns whether all ended
+        within `timeout`; those that did not are closed when the server's block is left.
+        """
+        self.draining = True
+        self._accepting.cancel()
+        for listener in self.listeners:
+            listener.close()
+        engine = self.engine
+        with trio.move_on_after(timeout) as scope:
+            waiting = list(engine)
+            random.shuffle(waiting)
+            window = min(len(waiting) / 1000, timeout / 2) if jitter is None else jitter
+            steps = max(1, math.ceil(window / _DRAIN_STEP))
+            size = math.ceil(len(waiting) / steps) or 1
+            for start in range(0, len(waiting), size):
+                for connection in waiting[start : start + size]:
+                    if connection.fd >= 0:
+                        connection.protocol.drain(connection)
+                await trio.sleep(window / steps)
+            while engine.connections:
+                await trio.sleep(_DRAIN_STEP)
+        return not scope.cancelled_caught
+
+
+@asynccontextmanager
+async def open_server(
+    protocol: Any,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    *,
+    lifespan: Callable[[Server], AbstractAsyncContextManager[Any]] | None = None,
+    pool_size: int = 128,
+    limiter: trio.CapacityLimiter | None = None,
+    slot_grace: float = 0.1,
+    max_detached: int = 10_000,
+    max_connections: int | None = None,
+    max_opening: int | None = None,
+    resolution: float = 0.25,
+    backend: str | None = None,
+) -> AsyncIterator[Server]:
+    """Serve for the length of the block. `protocol`: a protocol for `host` and `port`, or a list of `Endpoint`.
+
+    `lifespan`: an async context manager of yours, opened before the first connection is accepted, closed after the
+    last handler has ended; what it yields is ``server.resources``. `pool_size`: handlers that run at once (those that
+    wait longer than `slot_grace` seconds do not count; `max_detached` of them shut the accept gate). `limiter`: a
+    `trio.CapacityLimiter` to share with other servers instead. `max_connections`: as many as descriptors allow, when
+    None. `max_opening`: half-open handshakes at once. `resolution`: seconds of a timer tick. `backend`: see `open_poller`.
+
+    An exception in the block, or cancellation, is the hard stop: every connection is closed, every task ended.
+    """
+    from trionet.ops.limits import connections_that_fit  # noqa: PLC0415
+
+    endpoints: Sequence[Endpoint]
+    endpoints = protocol if isinstance(protocol, list | tuple) else [Endpoint(protocol=protocol, host=host, port=port)]
+    if max_connections is None:
+        max_connections = connections_that_fit()
+    if max_opening is None:
+        max_opening = max(1024, max_connections // 4)
+    pool = TaskPool(pool_size, limiter=limiter, slot_grace=slot_grace)
+    engine = Engine(pool, backend=backend, resolution=resolution)
+    gate = AcceptGate(
+        engine, max_connections=max_connections, max_opening=max_opening, max_detached=max_detached
+    )
+    server = Server(engine, gate)
+    system.ignore_sigpipe()
+    async with AsyncExitStack() as stack:
+        stack.callback(gate.close)
+        for endpoint in endpoints:
+            for listener in await open_listeners(endpoint):
+                server.listeners.append(listener)
+                stack.callback(listener.close)
+        if lifespan is not None:
+            server.resources = await stack.enter_async_context(lifespan(server))
+        async with engine.open(), trio.open_nursery() as nursery:
+            nursery.start_soon(_accept, server)
+            try:
+                yield server
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def _accept(server: Server) -> None:
+    with server._accepting:  # noqa: SLF001
+        async with trio.open_nursery() as nursery:
+            for listener in server.listeners:
+                nursery.start_soon(server.gate.run, listener)
+
+
+async def serve(
+    protocol: Any,
+    host: str | None = "127.0.0.1",
+    port: int = 8080,
+    *,
+    grace: float = 10.0,
+    announce: Callable[[Server], object] | None = None,
+    collect: bool = True,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """Serve as a program: ``trio.run(serve, protocol, "0.0.0.0", 8080)``. Options are those of `open_server`.
+
+    Raises the limit on open files. SIGTERM or SIGINT drains, within `grace` seconds; a second one stops hard.
+    `announce` is called with the server once it listens. `collect`: tune the garbage collector for a short latency
+    tail while serving (`trionet.ops.collector`).
+    """
+    from trionet.ops.collector import collector_policy  # noqa: PLC0415
+    from trionet.ops.limits import raise_descriptor_limit  # noqa: PLC0415
+
+    raise_descriptor_limit()
+    with collector_policy() if collect else nullcontext(), trio.open_signal_receiver(*_signals()) as signals:
+        async with open_server(protocol, host, port, **options) as server:
+            log.info(
+                "listening on %s; room for %d connections",
+                ", ".join(listener.url for listener in server.listeners),
+                server.gate.max_connections,
+            )
+            task_status.started(server)
+            if announce is not None:
+                announce(server)
+            await _until_told(signals, server, grace)
+
+
+def _signals() -> list[signal.Signals]:
+    return [signal.SIGINT, signal.SIGTERM] if hasattr(signal, "SIGTERM") else [signal.SIGINT]
+
+
+async def _until_told(signals: AsyncIterator[int], server: Server, grace: float) -> None:
+    number = await anext(signals)
+    log.info("%s: draining %d connections", signal.Signals(number).name, server.engine.connections)
+    async with trio.open_nursery() as nursery:
+
+        async def second() -> None:
+            await anext(signals)
+            log.warning("second signal: stopping now")
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(second)
+        if not await server.drain(timeout=grace):
+            log.warning("%d connections did not end in time", server.engine.connections)
+        nursery.cancel_scope.cancel()
