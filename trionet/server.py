@@ -62,7 +62,6 @@ class Server:
         self.listeners: list[Listener] = []
         self.resources: Any = None
         self.draining = False
-        self._accepting = trio.CancelScope()
 
     @property
     def endpoints(self) -> list[Listener]:
@@ -103,7 +102,7 @@ class Server:
         within `timeout`; those that did not are closed when the server's block is left.
         """
         self.draining = True
-        self._accepting.cancel()
+        self.gate.close()
         for listener in self.listeners:
             listener.close()
         engine = self.engine
@@ -165,7 +164,6 @@ async def open_server(
     server = Server(engine, gate)
     system.ignore_sigpipe()
     async with AsyncExitStack() as stack:
-        stack.callback(gate.close)
         for endpoint in endpoints:
             for listener in await open_listeners(endpoint):
                 server.listeners.append(listener)
@@ -173,18 +171,14 @@ async def open_server(
         if lifespan is not None:
             server.resources = await stack.enter_async_context(lifespan(server))
         async with engine.open(), trio.open_nursery() as nursery:
-            nursery.start_soon(_accept, server)
+            nursery.start_soon(gate.run)
+            for listener in server.listeners:
+                gate.open(listener)
             try:
                 yield server
             finally:
+                gate.close()
                 nursery.cancel_scope.cancel()
-
-
-async def _accept(server: Server) -> None:
-    with server._accepting:  # noqa: SLF001
-        async with trio.open_nursery() as nursery:
-            for listener in server.listeners:
-                nursery.start_soon(server.gate.run, listener)
 
 
 async def serve(

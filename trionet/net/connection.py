@@ -21,6 +21,7 @@ At most one worker runs a connection. Input that comes while its handler is susp
 from __future__ import annotations
 
 import socket
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol as Interface
 
 import trio
@@ -68,7 +69,7 @@ class ProtocolInterface(Interface):
     def connection_made(self, connection: Any) -> None: ...
     async def data_received(self, connection: Any, data: bytes) -> None: ...
     async def eof_received(self, connection: Any) -> None: ...
-    async def connection_lost(self, connection: Any, closed: ConnectionClosed) -> None: ...
+    def lost(self, connection: Any) -> Coroutine[Any, Any, None] | None: ...
     def overheard(self, connection: Any, data: bytes) -> int: ...
     def eof_overheard(self, connection: Any) -> None: ...
     async def catch_up(self, connection: Any) -> None: ...
@@ -84,7 +85,7 @@ class Rare:
 
     def __init__(self) -> None:
         self.closed: ConnectionClosed | None = None
-        self.deadline = 0  # tick at which CLOSING and LINGERING end
+        self.deadline = 0  # tick at which CLOSING or LINGERING ends
         self.ended: list[Waiter | Parked] | None = None  # who waits for the end
         self.held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
         self.held_size = 0
@@ -95,7 +96,9 @@ class Rare:
 
     def needed(self) -> bool:
         """Whether anything is kept here."""
-        return any(getattr(self, name) for name in self.__slots__)
+        return bool(
+            self.closed or self.held or self.ended or self.pings or self.request or self.stream or self.deadline
+        )
 
 
 class Connection:
@@ -232,14 +235,15 @@ class Connection:
                 await self.protocol.eof_received(self)
         if self._state & _STATE == CLOSED:
             self._state += GONE - CLOSED
-            closed = self.rare().closed
-            assert closed is not None
-            await self.protocol.connection_lost(self, closed)
+            lost = self.protocol.lost(self)
+            if lost is not None:
+                await lost
         busy = self._state & BUSY
         self._state -= busy
         if self._state & PAUSED:
             self.resume_reading()
-        self.tidy()
+        if self._rare is not None and not self._rare.needed():
+            self._rare = None
         return self.engine.pool.job_done() if busy else None
 
     def suspended(self) -> None:
@@ -375,8 +379,9 @@ class Connection:
 
     def finish(self, closed: ConnectionClosed | None = None) -> None:
         """Close after what is queued has been sent (within `write_timeout`). Nothing more is read."""
-        self.note_closed(closed or ConnectionClosed(1000, "", "us"))
-        if self._state & _STATE >= CLOSED:
+        if self._rare is None or self._rare.closed is None:
+            self.note_closed(closed or ConnectionClosed(1000, "", "us"))
+        if self.fd < 0:
             return
         if self._out is None:
             self._release()
@@ -439,12 +444,18 @@ class Connection:
         if out is not None:
             out.wake()
         rare = self._rare
-        if rare is not None and rare.ended is not None:
+        assert rare is not None  # it says why
+        if rare.ended is not None:
             ended, rare.ended = rare.ended, None
             for waiter in ended:
                 waiter.wake()
+        if rare.pings is not None:
+            self._released()
         if not (self._state & BUSY or engine.runs(self)):
             engine.pool.submit(self)
+
+    def _released(self) -> None:
+        """The descriptor is released, and somebody waits for a Pong."""
 
     async def wait_closed(self) -> None:
         """Wait until the descriptor is released."""

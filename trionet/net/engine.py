@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
@@ -41,7 +42,7 @@ class Engine:
         self.tick = self.wheel.tick
         self.poller: Poller
         self.writer: Poller
-        self.table: list[Connection | None] = [None] * 64
+        self.table: list[Any] = [None] * 64  # connections and listeners by descriptor
         self.connections = 0
         self.opening = 0  # of them, those in state OPENING
         self.opened = 0
@@ -105,16 +106,29 @@ class Engine:
     def add(self, fd: int, protocol: ProtocolInterface, connection_class: type[Connection]) -> Connection:
         """Take over a connected, non-blocking descriptor."""
         connection = connection_class(self, fd, protocol)
-        table = self.table
-        if fd >= len(table):
-            table.extend([None] * max(len(table), fd + 1 - len(table)))
-        table[fd] = connection
+        self._place(fd, connection)
         self.connections += 1
         self.opened += 1
         self.opening += 1
         self.poller.register(fd)
         protocol.connection_made(connection)
         return connection
+
+    def watch(self, fd: int, job: Any) -> None:
+        """Have `job` run whenever `fd` is readable: a listener's accepting."""
+        self._place(fd, job)
+        self.poller.register(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """End that; before `fd` is closed."""
+        self.table[fd] = None
+        self.poller.unregister(fd)
+
+    def _place(self, fd: int, job: Any) -> None:
+        table = self.table
+        if fd >= len(table):
+            table.extend([None] * max(len(table), fd + 1 - len(table)))
+        table[fd] = job
 
     def forget(self, fd: int, *, writing: bool) -> None:
         """`fd` is about to be closed."""
@@ -131,8 +145,8 @@ class Engine:
     def __iter__(self) -> Iterator[Connection]:
         """The connections there are now; safe against changes while iterating."""
         for fd in range(len(self.table)):
-            connection = self.table[fd] if fd < len(self.table) else None
-            if connection is not None:
+            connection = self.table[fd]
+            if isinstance(connection, Connection):
                 yield connection
 
     def set_deadline(self, connection: Connection, tick: int) -> None:

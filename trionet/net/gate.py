@@ -1,14 +1,16 @@
 """The accept gate: a connection that cannot be served is not accepted. Not doing something is the backpressure.
 
-First a slot, then accept: when no worker comes free within 1 ms, when too many handshakes are half open, when too
-many handlers are detached, or when there are as many connections as fit, nothing is accepted and the gate looks
-again after a cool-down. Clients wait in the kernel's backlog meanwhile, or go to another server.
+A listener is watched by the engine's poller and accepting is a job of the pool: a slot first, then accept. When all
+slots are taken nobody polls, so nobody accepts. When too many handshakes are half open, too many handlers are
+detached, or as many connections are open as fit, the gate stops watching its listeners and looks again after a
+cool-down. Clients wait in the kernel's backlog meanwhile, or go to another server.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from typing import Final
 
 import attrs
 import trio
@@ -20,29 +22,26 @@ __all__ = ["AcceptGate", "GateStatistics"]
 
 log = logging.getLogger("trionet")
 
-_AT_ONCE = 64  # accepts before other tasks get their turn
-_SLOT_WAIT = 0.001
-_COOL_DOWN = 0.005
-_SHORTAGE_PAUSE = 0.1
-_LOG_EVERY = 5.0
+_AT_ONCE: Final = 64  # accepts before others get their turn
+_COOL_DOWN: Final = 0.005
+_SHORTAGE_PAUSE: Final = 0.1
+_LOG_EVERY: Final = 5.0
 
 
 @attrs.frozen
 class GateStatistics:
-    """`held` counts looks that accepted nothing, by reason; `shortages` accept errors, `shed` connections closed."""
+    """`held` counts the looks that accepted nothing, by reason; `errors` errors of connections that never were;
+    `shortages` those of the system (no descriptors, no memory); `shed` connections closed unserved for that."""
 
     accepted: int
-    held_pool: int
-    held_handshakes: int
-    held_detached: int
-    held_connections: int
+    held: dict[str, int]
     errors: int
     shortages: int
     shed: int
 
 
 class AcceptGate:
-    """Accepts for an engine. `run` serves one listener; limits are shared by all."""
+    """Accepts for an engine. Limits are shared by all listeners."""
 
     def __init__(self, engine: Engine, *, max_connections: int, max_opening: int, max_detached: int) -> None:
         self.engine = engine
@@ -50,59 +49,52 @@ class AcceptGate:
         self.max_opening = max_opening
         self.max_detached = max_detached
         self.accepted = 0
-        self.held = {"pool": 0, "handshakes": 0, "detached": 0, "connections": 0}
+        self.held = {"handshakes": 0, "detached": 0, "connections": 0}
         self.errors = 0
         self.shortages = 0
         self.shed = 0
+        self._doors: list[_Door] = []
         self._spare = _open_spare()
         self._logged = -_LOG_EVERY
+        self._shut = trio.Event()
+        self._pause = _COOL_DOWN
+
+    def statistics(self) -> GateStatistics:
+        """Counters."""
+        return GateStatistics(self.accepted, dict(self.held), self.errors, self.shortages, self.shed)
+
+    def open(self, listener: Listener) -> None:
+        """Begin to accept from `listener`."""
+        door = _Door(self, listener)
+        self._doors.append(door)
+        self.engine.watch(listener.fileno(), door)
 
     def close(self) -> None:
-        """Release the spare descriptor."""
+        """Accept no more. Call it before the listeners are closed. A second call does nothing."""
+        doors, self._doors = self._doors, []
+        for door in doors:
+            self.engine.unwatch(door.listener.fileno())
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
 
-    def statistics(self) -> GateStatistics:
-        """Counters."""
-        return GateStatistics(
-            self.accepted,
-            self.held["pool"],
-            self.held["handshakes"],
-            self.held["detached"],
-            self.held["connections"],
-            self.errors,
-            self.shortages,
-            self.shed,
-        )
-
-    async def run(self, listener: Listener) -> None:
-        """Accept for ever."""
-        limiter = self.engine.pool.limiter
-        slot = object()  # stands for this task
+    async def run(self) -> None:
+        """Reopen the gate after each cool-down, once there is room."""
         while True:
-            await trio.lowlevel.wait_readable(listener.fileno())
-            reason = self._full()
-            if reason is None:
-                try:
-                    limiter.acquire_on_behalf_of_nowait(slot)
-                except trio.WouldBlock:
-                    with trio.move_on_after(_SLOT_WAIT) as scope:
-                        await limiter.acquire_on_behalf_of(slot)
-                    if scope.cancelled_caught:
-                        reason = "pool"
+            await self._shut.wait()
+            self._shut = trio.Event()
+            await trio.sleep(self._pause)
+            self._pause = _COOL_DOWN
+            reason = self.full()
             if reason is not None:
                 self.held[reason] += 1
-                await trio.sleep(_COOL_DOWN)
+                self._shut.set()
                 continue
-            try:
-                short = self._accept_some(listener)
-            finally:
-                limiter.release_on_behalf_of(slot)
-            if short:
-                await trio.sleep(_SHORTAGE_PAUSE)
+            for door in self._doors:
+                self.engine.poller.modify(door.listener.fileno(), 1)
 
-    def _full(self) -> str | None:
+    def full(self) -> str | None:
+        """Why nothing is accepted; None if there is no reason."""
         engine = self.engine
         if engine.connections >= self.max_connections:
             return "connections"
@@ -112,14 +104,26 @@ class AcceptGate:
             return "detached"
         return None
 
-    def _accept_some(self, listener: Listener) -> bool:
-        """Accept what waits, within limits. True: the system ran out of something."""
+    def shut(self, pause: float = _COOL_DOWN) -> None:
+        """Stop accepting for a while."""
+        self._pause = pause
+        for door in self._doors:
+            self.engine.poller.modify(door.listener.fileno(), 0)
+        self._shut.set()
+
+    def accept_some(self, listener: Listener) -> None:
+        """Accept what waits, within limits."""
         engine, protocol = self.engine, listener.protocol
         for _ in range(_AT_ONCE):
+            reason = self.full()
+            if reason is not None:
+                self.held[reason] += 1
+                self.shut()
+                return
             try:
                 fd = listener.accept()
             except BlockingIOError:
-                return False
+                return
             except OSError as error:
                 if error.errno in PASSING:
                     self.errors += 1
@@ -127,12 +131,10 @@ class AcceptGate:
                 if error.errno not in SHORTAGE:
                     raise
                 self._shortage(listener, error)
-                return True
+                self.shut(_SHORTAGE_PAUSE)
+                return
             self.accepted += 1
             engine.add(fd, protocol, protocol.connection_class)
-            if self._full() is not None:
-                return False
-        return False
 
     def _shortage(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors: use the spare one to accept and close what waits, so that clients get an answer."""
@@ -149,8 +151,9 @@ class AcceptGate:
             )
         if self._spare < 0:
             self._spare = _open_spare()
-            return
         for _ in range(_AT_ONCE):
+            if self._spare < 0:
+                return
             os.close(self._spare)
             try:
                 os.close(listener.accept())
@@ -159,8 +162,26 @@ class AcceptGate:
                 return
             finally:
                 self._spare = _open_spare()
-            if self._spare < 0:
-                return
+
+
+class _Door:
+    """A listener as a job of the pool."""
+
+    __slots__ = ("_state", "gate", "listener")
+
+    def __init__(self, gate: AcceptGate, listener: Listener) -> None:
+        self.gate = gate
+        self.listener = listener
+        self._state = 0  # never busy
+
+    async def run(self) -> None:
+        self.gate.accept_some(self.listener)
+
+    def suspended(self) -> None: ...
+
+    def failed(self, error: Exception) -> None:
+        # accept(2) failed for a reason that does not pass: the listener is broken, and the server with it.
+        raise error
 
 
 def _open_spare() -> int:

@@ -15,6 +15,13 @@ import trio
 from trionet.errors import ConfigurationError
 from trionet.net import system
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    _NONBLOCKING = None
+else:
+    _NONBLOCKING = os.O_RDWR | os.O_NONBLOCK  # all the flags a fresh socket may have
+
 __all__ = ["Endpoint", "Listener", "open_listeners"]
 
 #: accept(2): errors of the connection, not of the listener. Go on. (Linux reports pending network errors here.)
@@ -90,7 +97,10 @@ class Listener:
         """A connected, non-blocking descriptor. Raises `BlockingIOError` when none waits, or another `OSError`."""
         if self._accept is not None and sys.platform != "win32":
             fd: int = self._accept()[0]
-            os.set_blocking(fd, False)
+            if _NONBLOCKING is not None:
+                fcntl.fcntl(fd, fcntl.F_SETFL, _NONBLOCKING)  # half the calls of os.set_blocking
+            else:  # pragma: no cover
+                os.set_blocking(fd, False)
             if not self._inherits and self.endpoint.nodelay:  # pragma: no cover
                 with system.borrowed_socket(fd) as sock:
                     _set_nodelay(sock)
@@ -101,7 +111,8 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening; connections the kernel has queued are reset. A Unix socket's file is removed."""
-        trio.lowlevel.notify_closing(self.sock)
+        if self.sock.fileno() < 0:
+            return
         path = self.endpoint.path
         self.sock.close()
         if path is not None:

@@ -27,17 +27,23 @@ class WheelStatistics:
 class Wheel:
     """Pure: it is told the time. `tick` is the current tick number, `resolution` the seconds in a tick."""
 
-    __slots__ = ("_buckets", "resolution", "tick", "visited")
+    __slots__ = ("_buckets", "_lengths", "resolution", "tick", "visited")
 
     def __init__(self, resolution: float = 0.25) -> None:
         self.resolution = resolution
         self.tick = 1  # 0 means "no deadline"
         self.visited = 0
         self._buckets: dict[int, list[int]] = {}
+        self._lengths: dict[float, int] = {}  # of the few timeouts that protocols have
 
     def ticks(self, seconds: float) -> int:
         """Whole ticks that last at least `seconds`, and at least one."""
-        return max(1, -int(-seconds // self.resolution))
+        count = self._lengths.get(seconds)
+        if count is None:
+            count = max(1, -int(-seconds // self.resolution))
+            if len(self._lengths) < 100:
+                self._lengths[seconds] = count
+        return count
 
     def add(self, fd: int, tick: int) -> int:
         """List `fd` for `tick` (which lies ahead). Returns the tick as the object that all its owners share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from trionet.errors import ConfigurationError, ConnectionClosed
@@ -66,6 +67,10 @@ class Protocol:
 
     async def connection_lost(self, connection: Any, closed: ConnectionClosed) -> None:
         """The connection has ended: the last call, made once."""
+
+    def lost(self, connection: Any) -> Coroutine[Any, Any, None] | None:
+        """Book-keeping at the end of a connection; returns `connection_lost` to be awaited, or None to spare it."""
+        return self.connection_lost(connection, connection.closed)
 
     def overheard(self, connection: Any, data: bytes) -> int:
         """Bytes have come while this connection's handler is suspended: keep them; return how many are kept."""

@@ -45,6 +45,7 @@ Message: TypeAlias = "str | bytes | bytearray | memoryview | PreparedMessage"
 _TEXT: Final = tuple(bytes((0x81, n)) for n in range(126))
 _BINARY: Final = tuple(bytes((0x82, n)) for n in range(126))
 _CORK_LIMIT: Final = 65536
+_ECHO_NORMAL: Final = encode_frame(Opcode.CLOSE, encode_close(1000))
 
 
 class SlowConsumer(enum.Enum):
@@ -106,7 +107,14 @@ class WebSocket(Connection):
     async def run(self) -> bool | None:
         """Read once, handle all messages that are complete."""
         if self._state != OPEN:
-            return await Connection.run(self)
+            if self._state != OPENING:
+                return await Connection.run(self)
+            head = self._receive()
+            if head:
+                await self.protocol.opening(self, head)
+            elif head is not None:
+                await self._at_eof()
+            return await self._settle() if self._state != OPEN else None
         try:
             data: bytes | None = system.read(self.fd, READ_SIZE)
         except BlockingIOError:
@@ -117,19 +125,29 @@ class WebSocket(Connection):
         assert data is not None
         self._seen = self.engine.tick
         size = len(data)
-        # What most reads are: one small, whole, masked text or binary frame (RFC 6455, 5.2).
-        if 6 < size < 132 and self._input is None and data[1] == size + 122 and data[0] in b"\x81\x82":
-            payload: Any = apply_mask(data[6:], data[2:6])
+        # What most reads are: one whole, masked text or binary frame, and nothing else (RFC 6455, 5.2).
+        if size > 6 and self._input is None and data[0] in b"\x81\x82":
+            if data[1] == size + 122:
+                body = 6
+            elif data[1] == 254 and size > 133 and data[2] << 8 | data[3] == size - 8:
+                body = 8
+            else:
+                body = 0
+        else:
+            body = 0
+        if body and size - body <= self.protocol.max_message:
+            payload: Any = apply_mask(data[body:], data[body - 4 : body])
             if data[0] == 0x81:
                 try:
                     payload = payload.decode()
                 except UnicodeDecodeError:
                     self.fail(ProtocolError("text is not UTF-8", CloseCode.INVALID_DATA))
                     return await self._settle()
+            data = None  # or it would be kept for as long as the handler waits
             await self.protocol.on_message(self, payload)
         elif size:
             events = self.protocol.decode(self, data)
-            data = None  # or it would be held for as long as the handler waits
+            data = None
             await self.deliver(events, size)
         else:
             await self._at_eof()
@@ -147,7 +165,10 @@ class WebSocket(Connection):
             return
         last = events.pop()
         if not events:
-            await self._handle(last)
+            if last.__class__ is Control:
+                self.control(last)  # type: ignore[arg-type]
+            else:
+                await self._handle(last)
             return
         pool = self.engine.pool
         rest = iter(events)
@@ -242,8 +263,8 @@ class WebSocket(Connection):
         if state == OPEN:
             self.uncork()
             self.note_closed(ConnectionClosed(code, reason, "peer"))
-            self.write(encode_frame(Opcode.CLOSE, encode_close(code)))
-        if state in (OPEN, CLOSING):
+            self.write(_ECHO_NORMAL if code == 1000 else encode_frame(Opcode.CLOSE, encode_close(code)))
+        if state <= CLOSING:
             self.finish()
 
     # -------------------------------------------------------------- sending
@@ -487,8 +508,7 @@ class WebSocket(Connection):
             return RuntimeError("the connection is not open yet: send from on_open on")
         return self.closed_error()
 
-    def _release(self) -> None:
-        super()._release()
+    def _released(self) -> None:
         pings = self._rare.pings if self._rare is not None else None
         if pings:
             for waiter in pings.values():
@@ -552,7 +572,7 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
     size = len(frame)
     taken = 0
     for ws in connections:
-        if ws._state == OPEN and ws._out is None and ws._rare is None:  # noqa: SLF001
+        if ws._state == OPEN and ws._out is None and ws._rare is None and ws.engine.pool.job is not ws:
             try:
                 sent = write(ws.fd, frame)
             except BlockingIOError:

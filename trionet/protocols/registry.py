@@ -18,6 +18,7 @@ class Registry:
         self._keys: dict[WebSocket, Hashable] = {}
         self._found: dict[Hashable, set[WebSocket]] = {}
         self._expiries: dict[WebSocket, int] = {}
+        self.used = False
 
     def __len__(self) -> int:
         """Connections that have a key."""
@@ -25,6 +26,7 @@ class Registry:
 
     def assign(self, ws: WebSocket, key: Hashable) -> None:
         """Give `ws` a key, such as a user's name; several connections may share one. Replaces an earlier key."""
+        self.used = True
         self._unassign(ws)
         self._keys[ws] = key
         self._found.setdefault(key, set()).add(ws)
@@ -45,6 +47,7 @@ class Registry:
         if seconds is None:
             self._expiries.pop(ws, None)
             return
+        self.used = True
         engine = ws.engine
         tick = engine.tick + engine.wheel.ticks(seconds)
         self._expiries[ws] = tick
@@ -56,10 +59,8 @@ class Registry:
 
     def forget(self, ws: WebSocket) -> None:
         """`ws` has ended."""
-        if self._keys:
-            self._unassign(ws)
-        if self._expiries:
-            self._expiries.pop(ws, None)
+        self._unassign(ws)
+        self._expiries.pop(ws, None)
 
     def _unassign(self, ws: WebSocket) -> None:
         if ws in self._keys:

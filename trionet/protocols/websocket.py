@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Literal
 
 import attrs
@@ -136,8 +135,8 @@ class WebSocketProtocol(Protocol):
         self.close_timeout = close_timeout
         self.slow_consumer = slow_consumer
         self.registry = Registry()
-        self.rejections: Counter[int] = Counter()
-        self.closes: Counter[int] = Counter()
+        self.rejections: dict[int, int] = {}
+        self.closes: dict[int, int] = {}
         self.messages_dropped = 0
         self.handler_failures = 0
         self._dropped_logged = 0.0
@@ -152,6 +151,7 @@ class WebSocketProtocol(Protocol):
         self._on_upgrade = handler.on_upgrade if "on_upgrade" in own else None
         self._on_open = handler.on_open if "on_open" in own else None
         self._on_close = handler.on_close if "on_close" in own else None
+        self._shows_request = self._on_upgrade is not None or self._on_open is not None
         for name in own:
             _interruptible(getattr(handler, name))
         if max_messages_per_second or max_bytes_per_second:
@@ -162,18 +162,19 @@ class WebSocketProtocol(Protocol):
     # -------------------------------------------------------------- the upgrade
 
     def connection_made(self, connection: WebSocket) -> None:
-        engine = connection.engine
         if self.handshake_timeout:
-            engine.set_deadline(connection, engine.tick + engine.wheel.ticks(self.handshake_timeout))
+            wheel = connection.engine.wheel
+            connection._due = wheel.add(connection.fd, wheel.tick + wheel.ticks(self.handshake_timeout))
 
     async def data_received(self, connection: WebSocket, data: bytes) -> None:
         if connection._state & 7 == OPENING:
-            await self._opening(connection, data)
+            await self.opening(connection, data)
         else:
             size = len(data)
             await connection.deliver(self.decode(connection, data), size)
 
-    async def _opening(self, ws: WebSocket, data: bytes) -> None:
+    async def opening(self, ws: WebSocket, data: bytes) -> None:
+        """Bytes of the request head have come."""
         head: bytes | bytearray = data
         searched = 0
         if ws._input is not None:
@@ -188,14 +189,14 @@ class WebSocketProtocol(Protocol):
         if request is None:
             ws._input = head if searched else bytearray(head)
             return
-        if not request.websocket and self.http is not None:
+        if self.http is not None and not request.websocket:
             ws._input = None
-            await self.http.adopt(ws, bytes(head))
+            await self.http.adopt(ws, bytes(head[request.skipped :]))
             return
         ws._input = head[request.size :] or None
         del data, head
-        rare = ws.rare()
-        rare.request = request
+        if self._shows_request:
+            ws.rare().request = request
         try:
             check_upgrade(request, self._origins)
             answer = None
@@ -211,10 +212,14 @@ class WebSocketProtocol(Protocol):
         if ws._state & 7 != OPENING:
             return
         ws.opened()
-        await self._opened(ws)
+        if not ws._due and self.ping_interval:  # else the handshake's deadline, when it comes, sees to that
+            ws.engine.set_deadline(ws, ws.engine.tick + ws.engine.wheel.ticks(self.ping_interval))
+        if self._on_open is not None or ws._rare is not None or ws._input is not None:
+            await self._opened(ws)
 
     def _accept(self, ws: WebSocket, request: Request, answer: Accept | None) -> bytes:
-        assert request.key is not None
+        key = request.key
+        assert key is not None
         if answer is not None:
             chosen, headers = answer.subprotocol, answer.headers
             if chosen is not None and chosen not in request.subprotocols:
@@ -223,31 +228,31 @@ class WebSocketProtocol(Protocol):
             chosen, headers = None, ()
         if chosen is None and self.subprotocols and (offered := request.subprotocols):
             chosen = select_subprotocol(offered, self.subprotocols)
-        ws.rare().subprotocol = chosen
-        return build_upgrade_response(request.key, chosen, headers)
+        if chosen is not None:
+            ws.rare().subprotocol = chosen
+        return build_upgrade_response(key, chosen, headers)
 
     async def _opened(self, ws: WebSocket) -> None:
         """Frames may have come behind the head; they are decoded now, so that a Ping among them does not wait."""
         rest, ws._input = ws._input, None
-        rare = ws.rare()
-        rare.held_size = 0
+        if ws._rare is not None:
+            ws._rare.held_size = 0
         if rest is not None:
             ws.hold(self.decode(ws, bytes(rest)))
-        self._watch_open(ws)
         if self._on_open is not None:
             await self._on_open(ws)
-        rare = ws.rare()
-        rare.request = rare.subprotocol = None
-        while rare.held_size:
-            await self.catch_up(ws)
-        ws.tidy()
+        if ws._rare is not None:
+            rare = ws._rare
+            rare.request = rare.subprotocol = None
+            while rare.held_size:
+                await self.catch_up(ws)
+            ws.tidy()
 
     def refuse(self, ws: WebSocket, rejection: Rejection, *, head: bool = False) -> None:
         """Answer with an HTTP error, and let the connection linger so that the peer can read it."""
-        self.rejections[rejection.status] += 1
+        self.rejections[rejection.status] = self.rejections.get(rejection.status, 0) + 1
         log.debug("%r: request refused: %s", ws, rejection)
         ws._input = None
-        ws.rare().request = None
         ws.note_closed(ConnectionClosed(1006, f"refused with {rejection.status}", "us"))
         ws.write(build_rejection(rejection, http_date(), head_request=head))
         ws.linger()
@@ -291,19 +296,21 @@ class WebSocketProtocol(Protocol):
             await connection.deliver(events, 0)
 
     async def eof_received(self, connection: WebSocket) -> None:
-        if connection._state & 7 == OPENING and connection.closed is None:
-            self.rejections[0] += 1
         self.eof_overheard(connection)
         connection.finish()
 
-    async def connection_lost(self, connection: WebSocket, closed: ConnectionClosed) -> None:
-        self.registry.forget(connection)
+    def lost(self, connection: WebSocket) -> Coroutine[Any, Any, None] | None:
+        if self.registry.used:
+            self.registry.forget(connection)
         if connection._state & FRESH:
-            return
-        self.closes[closed.code] += 1
-        log.debug("%r: %s", connection, closed)
-        if self._on_close is not None:
-            await self._on_close(connection, closed)
+            return None
+        closed = connection.closed
+        assert closed is not None
+        code = closed.code
+        self.closes[code] = self.closes.get(code, 0) + 1
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%r: %s", connection, closed)
+        return self._on_close(connection, closed) if self._on_close is not None else None
 
     def handler_failed(self, connection: WebSocket, error: Exception) -> None:
         if connection.closed is not None and _only_closed(error):
@@ -343,11 +350,6 @@ class WebSocketProtocol(Protocol):
                 )
         else:
             connection._say_goodbye(CloseCode.GOING_AWAY, "server is going away")
-
-    def _watch_open(self, ws: WebSocket) -> None:
-        engine = ws.engine
-        if self.ping_interval:
-            engine.set_deadline(ws, engine.tick + engine.wheel.ticks(self.ping_interval))
 
     def next_deadline(self, connection: WebSocket) -> int:
         engine = connection.engine

@@ -114,7 +114,7 @@ def check_header(first: int, second: int, *, masked: bool, fragmented: bool, rsv
 
 
 # Nearly all frames sent are short: their two bytes are looked up, not built.
-_SHORT: Final = {b0: [bytes((b0, n)) for n in range(126)] for b0 in (0x81, 0x82, 0x88, 0x89, 0x8A)}
+_SHORT: Final = {b0: [bytes((b0, n)) for n in range(126)] for b0 in (0x80, 0x81, 0x82, 0x88, 0x89, 0x8A)}
 
 
 def encode_header(opcode: int, length: int, *, fin: bool = True, rsv: int = 0, masked: bool = False) -> bytes:

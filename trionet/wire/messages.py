@@ -10,7 +10,7 @@ arrives too (8.1), so invalid UTF-8 fails the connection at the offending byte, 
 from __future__ import annotations
 
 from codecs import utf_8_decode
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import attrs
 
@@ -22,8 +22,7 @@ from trionet.wire.masking import apply_mask, rotate_key
 __all__ = ["Chunk", "Control", "Event", "MessageDecoder", "Partial"]
 
 
-@attrs.frozen
-class Control:
+class Control(NamedTuple):
     """A control frame: Close, Ping or Pong."""
 
     opcode: int
@@ -37,6 +36,9 @@ class Chunk:
     data: str | bytes
     last: bool
 
+
+# The first byte of whole control frames: Close, Ping, Pong.
+_CONTROL = frozenset((0x88, 0x89, 0x8A))
 
 Event: TypeAlias = str | bytes | Control | Chunk
 
@@ -112,6 +114,13 @@ class MessageDecoder:
                     except UnicodeDecodeError:
                         raise _not_utf8() from None
                     continue
+            elif first in _CONTROL and 0x80 <= second <= 0xFD and self.masked:
+                stop = pos + second - 0x7A  # 6 + length
+                if stop > end:
+                    break
+                out.append(Control(first & 15, apply_mask(data[pos + 6 : stop], data[pos + 2 : pos + 6])))
+                pos = stop
+                continue
             if partial is None:
                 partial = Partial()
             check_header(first, second, masked=self.masked, fragmented=partial.opcode != 0)
@@ -119,12 +128,11 @@ class MessageDecoder:
             if header is None:
                 break
             pos += header.size
-            if header.opcode >= Opcode.CLOSE:
+            if header.opcode >= Opcode.CLOSE:  # not masked: the peer is a server
                 if end - pos < header.length:
                     pos -= header.size
                     break
-                payload = data[pos : pos + header.length]
-                out.append(Control(header.opcode, apply_mask(payload, header.key) if header.masked else payload))
+                out.append(Control(header.opcode, data[pos : pos + header.length]))
                 pos += header.length
                 continue
             self._begin(partial, header)
