@@ -30,8 +30,14 @@ from trionet.protocols.channel import PreparedMessage as PreparedMessage
 from trionet.protocols.channel import SlowConsumer as SlowConsumer
 from trionet.protocols.channel import WebSocket as WebSocket
 from trionet.protocols.channel import broadcast as broadcast
+from trionet.protocols.http import Health as Health
+from trionet.protocols.http import HttpProtocol as HttpProtocol
+from trionet.protocols.http import HttpRequest as HttpRequest
+from trionet.protocols.http import Response as Response
 from trionet.protocols.line import LineConnection as LineConnection
 from trionet.protocols.line import LineProtocol as LineProtocol
+from trionet.protocols.static import StaticFile as StaticFile
+from trionet.protocols.static import StaticFiles as StaticFiles
 from trionet.protocols.websocket import Accept as Accept
 from trionet.protocols.websocket import WebSocketHandler as WebSocketHandler
 from trionet.protocols.websocket import WebSocketProtocol as WebSocketProtocol

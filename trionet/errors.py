@@ -76,8 +76,7 @@ class ConnectionClosed(TrionetError):
     """
 
     def __init__(self, code: int, reason: str = "", by: Literal["peer", "us", "network"] = "peer") -> None:
-        super().__init__(code, reason, by)
-        self.code = code
+        self.code = code  # `args` are set by BaseException.__new__
         self.reason = reason
         self.by = by
 

@@ -81,6 +81,8 @@ class TaskPoller(Poller):
                     await wait(fd)
                 except (trio.ClosedResourceError, OSError):
                     return  # closed without `unregister`: nothing to report any more
+                if watch.ended:  # taken back between the event and now
+                    return
                 watch.bits |= int(bit)
                 self._ready[fd] = watch
                 self._some.set()
@@ -98,7 +100,7 @@ class TaskPoller(Poller):
             watch.bits = 0
             taken, watch.taken = watch.taken, trio.Event()
             taken.set()
-        if not self._ready:
+        if not self._ready and self._some.is_set():  # one that is not set may have a waiter
             self._some = trio.Event()
         self.events += len(events)
         return events

@@ -81,18 +81,16 @@ class ProtocolInterface(Interface):
 class Rare:
     """What a connection needs at times: while busy, while closing, while somebody waits for it."""
 
-    __slots__ = ("closed", "deadline", "ended", "held", "held_size", "pings", "request", "stream", "subprotocol")
-
-    def __init__(self) -> None:
-        self.closed: ConnectionClosed | None = None
-        self.deadline = 0  # tick at which CLOSING or LINGERING ends
-        self.ended: list[Waiter | Parked] | None = None  # who waits for the end
-        self.held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
-        self.held_size = 0
-        self.pings: Any = None
-        self.request: Any = None
-        self.subprotocol: str | None = None
-        self.stream: Any = None
+    # Class attributes: making one is cheap, and few are set.
+    closed: ConnectionClosed | None = None
+    deadline = 0  # tick at which CLOSING or LINGERING ends
+    ended: list[Waiter | Parked] | None = None  # who waits for the end
+    held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
+    held_size = 0
+    pings: Any = None
+    request: Any = None
+    stream: Any = None
+    subprotocol: str | None = None
 
     def needed(self) -> bool:
         """Whether anything is kept here."""
@@ -438,8 +436,11 @@ class Connection:
         self._leave(CLOSED)
         self._due = 0
         self._input = None
-        out, self._out = self._out, None
-        engine.forget(fd, writing=out is not None)
+        engine.forget(fd)
+        out = self._out
+        if out is not None:
+            self._out = None
+            engine.writer.unregister(fd)
         system.close(fd)
         if out is not None:
             out.wake()
@@ -451,8 +452,9 @@ class Connection:
                 waiter.wake()
         if rare.pings is not None:
             self._released()
-        if not (self._state & BUSY or engine.runs(self)):
-            engine.pool.submit(self)
+        pool = engine.pool
+        if not self._state & BUSY and (pool.running is None or pool.job is not self):
+            pool.submit(self)
 
     def _released(self) -> None:
         """The descriptor is released, and somebody waits for a Pong."""

@@ -106,7 +106,10 @@ class Engine:
     def add(self, fd: int, protocol: ProtocolInterface, connection_class: type[Connection]) -> Connection:
         """Take over a connected, non-blocking descriptor."""
         connection = connection_class(self, fd, protocol)
-        self._place(fd, connection)
+        try:
+            self.table[fd] = connection
+        except IndexError:
+            self._place(fd, connection)
         self.connections += 1
         self.opened += 1
         self.opening += 1
@@ -130,17 +133,11 @@ class Engine:
             table.extend([None] * max(len(table), fd + 1 - len(table)))
         table[fd] = job
 
-    def forget(self, fd: int, *, writing: bool) -> None:
+    def forget(self, fd: int) -> None:
         """`fd` is about to be closed."""
         self.table[fd] = None
         self.connections -= 1
         self.poller.unregister(fd)
-        if writing:
-            self.writer.unregister(fd)
-
-    def runs(self, connection: Connection) -> bool:
-        """Whether the code that asks is a job of this connection."""
-        return self.pool.running is not None and self.pool.job is connection
 
     def __iter__(self) -> Iterator[Connection]:
         """The connections there are now; safe against changes while iterating."""

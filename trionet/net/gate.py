@@ -114,12 +114,13 @@ class AcceptGate:
     def accept_some(self, listener: Listener) -> None:
         """Accept what waits, within limits."""
         engine, protocol = self.engine, listener.protocol
-        for _ in range(_AT_ONCE):
-            reason = self.full()
-            if reason is not None:
-                self.held[reason] += 1
-                self.shut()
-                return
+        reason = self.full()
+        if reason is not None:
+            self.held[reason] += 1
+            self.shut()
+            return
+        room = min(self.max_connections - engine.connections, self.max_opening - engine.opening, _AT_ONCE)
+        for _ in range(room):
             try:
                 fd = listener.accept()
             except BlockingIOError:

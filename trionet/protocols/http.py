@@ -1,11 +1,12 @@
 """Plain HTTP/1.1: pages and health checks beside WebSockets, or on a port of their own. h11 does the parsing.
 
-    OPENING   (a port of our own) no whole request head has come yet
-    OPEN      idle: nothing is kept, not even an h11 object · reading a request or answering it: an `_Exchange`
+    OPENING   on a port of our own: no whole request head has come yet
+    OPEN      idle: nothing is kept, no h11 object either
+              reading a request, or answering it: an `_Exchange`
 
-Every head passes `HeadScanner` before h11 sees it. A request is read whole, within limits, then answered by a
-responder: any coroutine function from `HttpRequest` to `Response`. Requests sent without waiting for the answers
-are answered one after the other. `trionet.protocols.static` has responders for files.
+Every head passes `HeadScanner` before h11 sees it. A request is read whole, within limits, then answered by
+a responder: any coroutine function from `HttpRequest` to `Response`. Requests sent without waiting for the
+answers are answered one after the other. `trionet.protocols.static` has responders for files.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _OURS: Final = frozenset(
     {b"connection", b"content-length", b"date", b"keep-alive", b"trailer", b"transfer-encoding"}
 )
 _BODILESS: Final = frozenset({204, 304})
+_PLAIN: Final = "text/plain; charset=utf-8"
 _PIECE: Final = 65536  # bytes of a body written at once
 _EVENTS: Final = 64  # of h11, after which others get a turn: a body may come in chunks of one byte
 
@@ -44,19 +46,18 @@ _EVENTS: Final = 64  # of h11, after which others get a turn: a body may come in
 class HttpRequest:
     """A plain request, read whole. Responders get it; it stays valid after the answer.
 
-    `headers`: by name in lower case; a header that was repeated is joined by commas, cookies by semicolons. `body`:
-    bytes, empty without one. `rest`: what follows the prefix of the route, as sent. `connection`: for `peer` and the like.
+    `headers`: by name in lower case; a header that was repeated is joined by commas, cookies by semicolons.
+    `body`: bytes, empty without one. `rest`: what follows the prefix of the route, as sent.
     """
 
     __slots__ = ("_head", "body", "connection", "headers", "rest")
 
-    def __init__(
-        self, head: Request, headers: dict[str, str], body: bytes, rest: str, connection: Connection
-    ) -> None:
-        self._head = head
-        self.headers = headers
-        self.body = body
-        self.rest = rest
+    def __init__(self, exchange: _Exchange, connection: Connection) -> None:
+        assert exchange.head is not None
+        self._head = exchange.head
+        self.headers = exchange.headers
+        self.body = bytes(exchange.body)
+        self.rest = exchange.rest
         self.connection = connection
 
     def __repr__(self) -> str:
@@ -65,7 +66,7 @@ class HttpRequest:
 
     @property
     def method(self) -> str:
-        """GET, HEAD, POST …"""
+        """The method: one that the route has."""
         return self._head.method
 
     @property
@@ -97,10 +98,10 @@ class HttpRequest:
 class Response:
     """An answer. Immutable, so one object may answer many requests, unless its body is an iterator.
 
-    `body`: bytes, a str (sent as UTF-8), or an async iterable of bytes, which is sent as it comes: with `length`
-    in one piece that must have this many bytes, else in chunks. `content_type`: guessed from the type of the body
-    when None. Names or values that would inject a header raise `ConfigurationError`, and so do headers that the
-    protocol sets itself: Date, Connection, Content-Length, Transfer-Encoding.
+    `body`: bytes, a str (sent as UTF-8), or an async iterable of bytes, sent as they come: `length` in all if
+    that is given, else chunked. `content_type`: plain text for a str and application/octet-stream for bytes
+    when None. Names or values that would inject a header raise `ConfigurationError`, and so do headers that
+    the protocol sets itself: Date, Connection, Content-Length, Transfer-Encoding.
     """
 
     __slots__ = ("body", "headers", "length", "reason", "status")
@@ -119,7 +120,7 @@ class Response:
             raise ConfigurationError(f"not the status of a final response: {status}")
         fields = list(headers)
         if content_type is None and body and not any(name.lower() == "content-type" for name, _ in fields):
-            content_type = "text/plain; charset=utf-8" if isinstance(body, str) else "application/octet-stream"
+            content_type = _PLAIN if isinstance(body, str) else "application/octet-stream"
         if content_type is not None:
             fields.insert(0, ("Content-Type", content_type))
         encode_fields([*fields, ("Reason", reason)], _OURS)  # for its errors
@@ -135,7 +136,7 @@ class Response:
     @classmethod
     def text(cls, body: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
         """Plain text."""
-        return cls(status, body, headers, content_type="text/plain; charset=utf-8")
+        return cls(status, body, headers, content_type=_PLAIN)
 
     @classmethod
     def html(cls, body: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
@@ -155,7 +156,10 @@ Responder: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
 
 
 class Health:
-    """Answers 200 "ok"; 503 while the server drains, or when ``await check()`` raises or takes over `timeout` seconds."""
+    """Answers 200 "ok"; 503 while the server drains, and when ``await check()`` raises or takes too long.
+
+    `timeout`: seconds for the check.
+    """
 
     def __init__(self, check: Callable[[], Awaitable[object]] | None = None, *, timeout: float = 5.0) -> None:
         self._check = check
@@ -163,14 +167,14 @@ class Health:
         self._failing = False
 
     async def __call__(self, request: HttpRequest) -> Response:
-        """Answer a probe. The reason of a failure goes to the log, once until it passes, and not to the peer."""
+        """Answer a probe. Why a check failed goes to the log, once until it passes, and not to the peer."""
         if request.draining:
             return self._answer(503, "draining\n")
         if self._check is not None:
             try:
                 with trio.fail_after(self._timeout):
                     await self._check()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            except Exception as error:  # whatever it is, it is the answer
                 if not self._failing:
                     log.warning("health check fails", exc_info=error)
                 self._failing = True
@@ -184,7 +188,7 @@ class Health:
 
 
 class _Exchange:
-    """A request and its answer: what a connection keeps from the first byte of one until the last of the other."""
+    """What a connection keeps from the first byte of a request until the last of its answer."""
 
     __slots__ = ("answered", "body", "due", "head", "headers", "last", "parser", "raw", "responder", "rest")
 
@@ -202,15 +206,16 @@ class _Exchange:
 
 
 class HttpProtocol(Protocol):
-    """Serves `routes`, a mapping of paths to responders; sizes are bytes, times seconds, None switches a deadline off.
+    """Serves `routes`, which maps paths to responders.
 
-    A key is a path (``"/healthz"``), or a prefix that ends with a slash (``"/static/"``: all below it; the longest
-    prefix wins, an exact path before any). Paths are compared as sent. Responders are asked GET and HEAD, unless the
-    key begins with another method: ``"POST /login"``. A bytes or str value, or a `Response`, is a fixed answer. A
-    responder may raise `Rejection`; any other exception is logged and answered with 500.
+    A key is a path (``"/healthz"``) or, ending with a slash, a prefix (``"/static/"``: all below it; the
+    longest prefix wins, an exact path before any). Paths are compared as sent. Responders are asked GET and
+    HEAD, unless the key begins with another method: ``"POST /login"``. A bytes or str value, or a `Response`,
+    is a fixed answer. A responder may raise `Rejection`; any other exception is logged and answered with 500.
 
-    `max_body`: largest request body, read before the responder is called. `header_timeout`: from the first byte of a
-    head to its last. `body_timeout`: the same for a body. `idle_timeout`: a connection without a request in hand.
+    `max_body`: bytes of the largest request body; it is read before the responder is called. Deadlines, in
+    seconds, None for none: `header_timeout` (from the first byte of a head to its last), `body_timeout` (the
+    same for a body), `idle_timeout` (no request in hand). Others: see `Protocol`.
     """
 
     scheme = "http"
@@ -258,7 +263,7 @@ class HttpProtocol(Protocol):
             methods[name] = responder
 
     def _route(self, head: Request) -> tuple[Responder, str]:
-        """Who answers this request, and what follows the route's prefix; raises what it deserves otherwise."""
+        """Who answers this request, and what follows the route's prefix. Raises `Rejection`."""
         path, method = head.path, head.method
         if method == "CONNECT":
             raise refuse(501, "This is no proxy.")
@@ -287,7 +292,7 @@ class HttpProtocol(Protocol):
         self._expect(connection, None, self.header_timeout)
 
     async def adopt(self, connection: Any, data: bytes) -> None:
-        """Take over a connection in state OPENING from another protocol; `data` is all it has sent, a head first.
+        """Take over a connection in state OPENING from another protocol; `data`: all it has sent, a head first.
 
         A later request on it that asks for a WebSocket goes back to that protocol, which is kept in
         ``connection.data``, a slot that plain HTTP has no other use for.
@@ -321,25 +326,21 @@ class HttpProtocol(Protocol):
                     exchange.parser.receive_data(data)
                 elif not self._read_head(connection, exchange, data):
                     return
-                elif exchange.head.websocket and connection.data is not None:
+                elif self._begin(connection, exchange):
                     await self._give_back(connection, bytes(exchange.raw))
                     return
-                else:
-                    self._begin(exchange)
                 data = b""
                 if not await self._read_body(connection, exchange):
                     return
             except Rejection as rejection:
                 await self._refuse(connection, rejection)
                 return
+            request = HttpRequest(exchange, connection)
             try:
-                response = await exchange.responder(
-                    HttpRequest(
-                        exchange.head, exchange.headers, bytes(exchange.body), exchange.rest, connection
-                    )
-                )
+                response = await exchange.responder(request)
             except Rejection as rejection:
                 response = _as_response(rejection)
+            del request
             if connection.closed is None:
                 data = await self._answer(connection, exchange, response)
             del exchange
@@ -361,12 +362,14 @@ class HttpProtocol(Protocol):
             connection.opened()
         return True
 
-    def _begin(self, exchange: _Exchange) -> None:
-        """The head is good: let h11 have it, and find out who answers. Raises `Rejection`."""
+    def _begin(self, connection: Any, exchange: _Exchange) -> bool:
+        """Let h11 have a good head, and find out who answers. Raises `Rejection`. True: it is for WebSocket."""
         import h11
 
         head = exchange.head
         assert head is not None
+        if head.websocket and connection.data is not None:
+            return True
         parser = exchange.parser = h11.Connection(h11.SERVER)
         parser.receive_data(bytes(exchange.raw[head.skipped :]))
         exchange.raw.clear()
@@ -389,6 +392,7 @@ class HttpProtocol(Protocol):
             if head.content_length or head.chunked:
                 raise  # do not ask for a body that nobody wants; closing spares us reading it
             exchange.responder = _fixed(_as_response(rejection))
+        return False
 
     async def _read_body(self, connection: Any, exchange: _Exchange) -> bool:
         """Whether the body has come whole. Raises `Rejection`."""
@@ -410,7 +414,8 @@ class HttpProtocol(Protocol):
             if count % _EVENTS == 0:
                 await trio.lowlevel.checkpoint()
         if parser.they_are_waiting_for_100_continue:
-            connection.write(parser.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")))
+            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            connection.write(parser.send(go_on))
         if not exchange.due:
             self._expect(connection, exchange, self.body_timeout)
         return False
@@ -439,12 +444,10 @@ class HttpProtocol(Protocol):
         exchange.answered = True
         self.responses[response.status] += 1
         if not bodiless and exchange.head.method != "HEAD":
-            async with aclosing(_pieces(response.body)) as pieces:
-                async for piece in pieces:
-                    first += parser.send(h11.Data(data=piece)) or b""
-                    await connection.wait_writable(len(first))
-                    connection.write(first)
-                    first = b""
+            if isinstance(response.body, bytes) and len(response.body) <= _PIECE:
+                first += parser.send(h11.Data(data=response.body)) or b""
+            else:
+                first = await self._send_pieces(connection, parser, first, response.body)
         first += parser.send(h11.EndOfMessage()) or b""
         if first:
             await connection.wait_writable(len(first))
@@ -459,6 +462,21 @@ class HttpProtocol(Protocol):
             connection.note_closed(ConnectionClosed(1000, "answered", "us"))
             connection.linger()
         return b""
+
+    @staticmethod
+    async def _send_pieces(
+        connection: Any, parser: h11.Connection, first: bytes, body: bytes | AsyncIterable[bytes]
+    ) -> bytes:
+        """Send `first` and a body, each piece when there is room for it. Returns what is left of `first`."""
+        import h11
+
+        async with aclosing(_pieces(body)) as pieces:
+            async for piece in pieces:
+                first += parser.send(h11.Data(data=piece)) or b""
+                await connection.wait_writable(len(first))
+                connection.write(first)
+                first = b""
+        return first
 
     async def _refuse(self, connection: Any, rejection: Rejection) -> None:
         """Answer a request that cannot be read on; nobody knows where the next one begins."""
@@ -478,7 +496,7 @@ class HttpProtocol(Protocol):
         connection.linger()
 
     def handler_failed(self, connection: Any, error: Exception) -> None:
-        """A responder raised: 500 if nothing was sent yet, else the connection is cut, so that the peer can tell."""
+        """A responder raised: 500, or, if the answer was begun, a reset, so that the peer can tell."""
         if connection.closed is not None and _only_closed(error):
             return
         self.handler_failures += 1
@@ -550,7 +568,7 @@ def _responder(value: Responder | Response | bytes | str) -> Responder:
 
 
 def _fixed(response: Response) -> Responder:
-    async def answer(_: HttpRequest) -> Response:  # noqa: RUF029
+    async def answer(_: HttpRequest) -> Response:
         return response
 
     return answer
@@ -561,7 +579,7 @@ def _as_response(rejection: Rejection) -> Response:
     body = rejection.body.encode() if isinstance(rejection.body, str) else rejection.body
     headers = list(rejection.headers)
     if body and not any(name.lower() == "content-type" for name, _ in headers):
-        headers.insert(0, ("Content-Type", "text/plain; charset=utf-8"))
+        headers.insert(0, ("Content-Type", _PLAIN))
     return Response(rejection.status, body, headers, reason=rejection.reason)
 
 
@@ -581,9 +599,13 @@ async def _pieces(body: bytes | AsyncIterable[bytes]) -> AsyncGenerator[bytes, N
         for start in range(0, len(body), _PIECE):
             yield body[start : start + _PIECE]
         return
-    async for piece in body:
-        for start in range(0, len(piece), _PIECE):
-            yield piece[start : start + _PIECE]
+    try:
+        async for piece in body:
+            for start in range(0, len(piece), _PIECE):
+                yield piece[start : start + _PIECE]
+    finally:
+        if isinstance(body, AsyncGenerator):
+            await body.aclose()
 
 
 def _only_closed(error: BaseException) -> bool:

@@ -9,3 +9,4 @@ from trionet.testing._feeds import Feed as Feed
 from trionet.testing._feeds import bytewise as bytewise
 from trionet.testing._feeds import splits as splits
 from trionet.testing._feeds import whole as whole
+from trionet.testing._poller import check_poller as check_poller

@@ -88,34 +88,38 @@ def check_upgrade(request: Request, origins: OriginPolicy, secure: bool | None =
         raise refuse(505, "WebSocket needs HTTP/1.1; send the request as HTTP/1.1.")
     if request._method != b"GET":
         raise refuse(405, "A WebSocket is opened with GET; use that method.", _ALLOW)
-    key = request._key
-    if not (request._upgrade and request._connection):
+    found = request._found
+    asked = request._lists(b"upgrade", b"websocket")
+    if not (asked and request._lists(b"connection", b"upgrade")):
         if not request.websocket:
             raise refuse(
                 426, "This address speaks WebSocket only; connect with a WebSocket client.", _VERSION
             )
-        missing = "Connection: Upgrade" if request._upgrade else "Upgrade: websocket"
+        missing = "Connection: Upgrade" if asked else "Upgrade: websocket"
         raise refuse(400, f"No {missing}; send it, and let proxies pass it on.")
     if request._length or request._chunked:
         raise refuse(400, "A WebSocket handshake has no body; send none.")
     repeated = request._repeated
+    key = found.get(b"sec-websocket-key")
     if key is None or b"sec-websocket-key" in repeated or not _is_key(key):
         raise refuse(400, "Send one Sec-WebSocket-Key: 16 random bytes in base64.")
     if b"sec-websocket-version" in repeated:
         raise refuse(400, "More than one Sec-WebSocket-Version header; send one.")
-    if request._protocols is not None:
-        offered = tokens(request._protocols)
+    protocols = found.get(b"sec-websocket-protocol")
+    if protocols is not None:
+        offered = tokens(protocols)
         if offered is None:
             raise refuse(400, "Sec-WebSocket-Protocol is not a list of tokens; separate them by commas.")
         if len(set(offered)) != len(offered):
             raise refuse(400, "Sec-WebSocket-Protocol names a subprotocol twice; name each once.")
-    if request._extensions is not None and not offers_are_valid(request._extensions):
+    extensions = found.get(b"sec-websocket-extensions")
+    if extensions is not None and not offers_are_valid(extensions):
         raise refuse(400, "Sec-WebSocket-Extensions is not a list of offers; see RFC 6455, 9.1.")
-    if request._version != b"13":
+    if found.get(b"sec-websocket-version") != b"13":
         raise refuse(
             426, "Only version 13 of WebSocket is spoken here; send Sec-WebSocket-Version: 13.", _VERSION
         )
-    if request._origin is not None and not origins.allows(request, secure):
+    if b"origin" in found and not origins.allows(request, secure):
         raise refuse(403, "Pages of this Origin may not connect; ask the operator of the server to allow it.")
 
 

@@ -41,7 +41,7 @@ from trionet.errors import ConfigurationError
 from trionet.wire.head_rules import read_framing, read_host, read_request_line
 from trionet.wire.http1 import refuse
 from trionet.wire.request import Request
-from trionet.wire.tokens import TOKEN, VALUE, has_element, is_token
+from trionet.wire.tokens import TOKEN, VALUE, is_token
 
 __all__ = ["HeadLimits", "HeadScanner"]
 
@@ -148,13 +148,16 @@ class HeadScanner:
         looked at is not looked at again. A head that is wrong, or cannot become right, raises `Rejection`;
         the connection is to be closed after the answer, as nobody knows where the next request begins.
         """
-        skipped = _BLANKS.match(data).end() if data.startswith(b"\r") else 0  # type: ignore[union-attr]
-        if data.find(b"\r\n\r\n", max(searched - 3, skipped)) < 0:
-            self._glance(data, searched)
-            return None
-        match = self._head.match(data, skipped)
+        skipped = _BLANKS.match(data).end() if data[:1] == b"\r" else 0  # type: ignore[union-attr]
+        # Most heads come whole: what begins with one needs no look for its end.
+        match = None if searched else self._head.match(data, skipped)
         if match is None or match.end() > self._short:
-            self._judge(data, 0)
+            if data.find(b"\r\n\r\n", max(searched - 3, skipped)) < 0:
+                self._glance(data, searched)
+                return None
+            match = self._head.match(data, skipped)
+            if match is None or match.end() > self._short:
+                self._judge(data, 0)
         assert match is not None  # `_judge` has words for all that the pattern refuses
         method, target, major, minor = match.group(1, 2, 3, 4)
         if target[0] == 47 and major == b"1" and method == b"GET":
@@ -177,35 +180,17 @@ class HeadScanner:
                 value = found[name] + b", " + value  # noqa: PLW2901 - one list (RFC 9110, 5.3)
             found[name] = value
 
-        get = found.get
         one_dot = 0 if minor == b"0" else 1
-        host = read_host(get(b"host"), authority, repeated, one_dot, target)
-        origin = get(b"origin")
-        if origin is not None and b"origin" in repeated:
+        host = read_host(found.get(b"host"), authority, repeated, one_dot, target)
+        if repeated and b"origin" in repeated:
             raise refuse(400, "More than one Origin header; send one.")
         length, chunked = None, False
         if b"content-length" in found or b"transfer-encoding" in found:
-            length, chunked = read_framing(get(b"content-length"), get(b"transfer-encoding"), one_dot)
-        upgrade = get(b"upgrade")
-        connection = get(b"connection")
+            length, chunked = read_framing(
+                found.get(b"content-length"), found.get(b"transfer-encoding"), one_dot
+            )
         request = Request(
-            method,
-            target,
-            one_dot,
-            host,
-            kept,
-            match.end(),
-            skipped,
-            upgrade is not None and has_element(upgrade, b"websocket"),
-            connection is not None and has_element(connection, b"upgrade"),
-            origin,
-            get(b"sec-websocket-key"),
-            get(b"sec-websocket-version"),
-            get(b"sec-websocket-protocol"),
-            get(b"sec-websocket-extensions"),
-            repeated,
-            length,
-            chunked,
+            method, target, one_dot, host, found, kept, repeated, match.end(), skipped, length, chunked
         )
         if self._on_header is not None:
             _show(self._on_header, data, start, end)

@@ -59,7 +59,7 @@ class OriginPolicy:
         ends TLS: then `http` and `https` origins count alike, and a missing port is the default of the
         scheme that the Origin has.
         """
-        origin = request._origin
+        origin = request._found.get(b"origin")
         if origin is None or self._any:
             return True
         if origin == b"null":

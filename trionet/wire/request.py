@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trionet.wire.tokens import tokens
+from trionet.wire.tokens import has_element, tokens
 
 __all__ = ["Request"]
 
@@ -17,22 +17,16 @@ class Request:
 
     __slots__ = (
         "_chunked",
-        "_connection",
-        "_extensions",
+        "_found",
         "_headers",
         "_host",
-        "_key",
         "_length",
         "_method",
         "_minor",
-        "_origin",
-        "_protocols",
         "_repeated",
         "_size",
         "_skipped",
         "_target",
-        "_upgrade",
-        "_version",
     )
 
     def __init__(
@@ -41,17 +35,11 @@ class Request:
         target: bytes,
         minor: int,
         host: bytes,
+        found: dict[bytes, bytes],
         headers: dict[str, list[str]],
+        repeated: frozenset[bytes],
         size: int,
         skipped: int,
-        upgrade: bool,
-        connection: bool,
-        origin: bytes | None,
-        key: bytes | None,
-        version: bytes | None,
-        protocols: bytes | None,
-        extensions: bytes | None,
-        repeated: frozenset[bytes],
         length: int | None,
         chunked: bool,
     ) -> None:
@@ -59,17 +47,11 @@ class Request:
         self._target = target
         self._minor = minor
         self._host = host
+        self._found = found  # the handshake's headers (and the declared ones), lines of one name joined
         self._headers = headers
+        self._repeated = repeated  # names of headers that came more than once
         self._size = size
         self._skipped = skipped
-        self._upgrade = upgrade  # "websocket" is in Upgrade
-        self._connection = connection  # "upgrade" is in Connection
-        self._origin = origin
-        self._key = key
-        self._version = version  # Sec-WebSocket-Version as sent
-        self._protocols = protocols
-        self._extensions = extensions
-        self._repeated = repeated  # names of headers that came more than once
         self._length = length
         self._chunked = chunked
 
@@ -116,7 +98,8 @@ class Request:
     @property
     def origin(self) -> str | None:
         """The Origin header: where the page that asks came from. None when no browser asks."""
-        return None if self._origin is None else self._origin.decode("latin-1")
+        origin = self._found.get(b"origin")
+        return None if origin is None else origin.decode("latin-1")
 
     @property
     def headers(self) -> dict[str, list[str]]:
@@ -129,18 +112,20 @@ class Request:
     @property
     def subprotocols(self) -> tuple[str, ...]:
         """The subprotocols the client offers, best first; empty when it offers none, or not readably."""
-        found = None if self._protocols is None else tokens(self._protocols)
+        offered = self._found.get(b"sec-websocket-protocol")
+        found = None if offered is None else tokens(offered)
         return tuple([name.decode() for name in found]) if found else ()
 
     @property
     def extensions(self) -> str | None:
         """The WebSocket extensions the client offers, all header lines joined; None when it offers none."""
-        return None if self._extensions is None else self._extensions.decode("latin-1")
+        offered = self._found.get(b"sec-websocket-extensions")
+        return None if offered is None else offered.decode("latin-1")
 
     @property
     def key(self) -> bytes | None:
         """The Sec-WebSocket-Key as sent; None without one. Checked by `check_upgrade`, not before."""
-        return self._key
+        return self._found.get(b"sec-websocket-key")
 
     @property
     def upgrade(self) -> bool:
@@ -148,7 +133,7 @@ class Request:
 
         An Upgrade header in HTTP/1.0 must be ignored (RFC 9110, 7.8).
         """
-        return self._upgrade and self._connection and self._minor > 0
+        return self._minor > 0 and self._lists(b"upgrade", b"websocket") and self._lists(b"connection", b"upgrade")
 
     @property
     def websocket(self) -> bool:
@@ -156,7 +141,17 @@ class Request:
 
         Such a request goes to `check_upgrade`, which says what is missing, and never to an HTTP handler.
         """
-        return self._upgrade or self._key is not None or self._version is not None
+        found = self._found
+        return (
+            b"sec-websocket-key" in found
+            or b"sec-websocket-version" in found
+            or self._lists(b"upgrade", b"websocket")
+        )
+
+    def _lists(self, name: bytes, element: bytes) -> bool:
+        """Whether the header `name` came and its list has `element` (both in lower case)."""
+        value = self._found.get(name)
+        return value is not None and has_element(value, element)
 
     @property
     def content_length(self) -> int | None:
