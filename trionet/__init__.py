@@ -30,12 +30,16 @@ from trionet.protocols.channel import PreparedMessage as PreparedMessage
 from trionet.protocols.channel import SlowConsumer as SlowConsumer
 from trionet.protocols.channel import WebSocket as WebSocket
 from trionet.protocols.channel import broadcast as broadcast
-from trionet.protocols.http import Health as Health
 from trionet.protocols.http import HttpProtocol as HttpProtocol
-from trionet.protocols.http import HttpRequest as HttpRequest
-from trionet.protocols.http import Response as Response
+from trionet.protocols.frame_stream import Frame as Frame
+from trionet.protocols.frame_stream import read_frame as read_frame
+from trionet.protocols.frame_stream import write_frame as write_frame
 from trionet.protocols.line import LineConnection as LineConnection
 from trionet.protocols.line import LineProtocol as LineProtocol
+from trionet.protocols.responders import Health as Health
+from trionet.protocols.responders import HttpRequest as HttpRequest
+from trionet.protocols.responders import Responder as Responder
+from trionet.protocols.responders import Response as Response
 from trionet.protocols.static import StaticFile as StaticFile
 from trionet.protocols.static import StaticFiles as StaticFiles
 from trionet.protocols.websocket import Accept as Accept
@@ -47,3 +51,46 @@ from trionet.server import serve as serve
 from trionet.wire.closing import CloseCode as CloseCode
 from trionet.wire.handshake import HeadLimits as HeadLimits
 from trionet.wire.request import Request as Request
+
+__all__ = [
+    "Accept",
+    "CloseCode",
+    "ConfigurationError",
+    "Connection",
+    "ConnectionClosed",
+    "Endpoint",
+    "Engine",
+    "Event",
+    "Frame",
+    "HeadLimits",
+    "Health",
+    "HttpProtocol",
+    "HttpRequest",
+    "LineConnection",
+    "LineProtocol",
+    "MessageStream",
+    "Poller",
+    "PreparedMessage",
+    "Protocol",
+    "ProtocolError",
+    "Rejection",
+    "Request",
+    "Responder",
+    "Response",
+    "Server",
+    "SlowConsumer",
+    "StaticFile",
+    "StaticFiles",
+    "TaskPool",
+    "TrionetError",
+    "WebSocket",
+    "WebSocketHandler",
+    "WebSocketProtocol",
+    "__version__",
+    "broadcast",
+    "open_poller",
+    "open_server",
+    "read_frame",
+    "serve",
+    "write_frame",
+]

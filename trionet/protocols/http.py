@@ -13,178 +13,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from trionet.errors import ConfigurationError, ConnectionClosed, Rejection
 from trionet.net.connection import BUSY, OPEN, OPENING, Connection
 from trionet.protocols.base import Protocol
+from trionet.protocols.responders import HttpRequest, Responder, Response, as_responder, as_response, fixed
 from trionet.protocols.websocket import http_date
 from trionet.wire.handshake import HeadLimits, HeadScanner, Request
-from trionet.wire.http1 import build_rejection, encode_fields, phrase, refuse
+from trionet.wire.http1 import build_rejection, refuse
 
 if TYPE_CHECKING:
     import h11  # at run time only with the first request: it is a megabyte that many servers never need
 
-__all__ = ["Health", "HttpProtocol", "HttpRequest", "Responder", "Response"]
+__all__ = ["HttpProtocol"]
 
 log = logging.getLogger("trionet")
 
-# What decides where a response ends, and whether another follows, is said by the protocol.
-_OURS: Final = frozenset(
-    {b"connection", b"content-length", b"date", b"keep-alive", b"trailer", b"transfer-encoding"}
-)
 _BODILESS: Final = frozenset({204, 304})
-_PLAIN: Final = "text/plain; charset=utf-8"
 _PIECE: Final = 65536  # bytes of a body written at once
 _EVENTS: Final = 64  # of h11, after which others get a turn: a body may come in chunks of one byte
-
-
-class HttpRequest:
-    """A plain request, read whole. Responders get it; it stays valid after the answer.
-
-    `headers`: by name in lower case; a header that was repeated is joined by commas, cookies by semicolons.
-    `body`: bytes, empty without one. `rest`: what follows the prefix of the route, as sent.
-    """
-
-    __slots__ = ("_head", "body", "connection", "headers", "rest")
-
-    def __init__(self, exchange: _Exchange, connection: Connection) -> None:
-        assert exchange.head is not None
-        self._head = exchange.head
-        self.headers = exchange.headers
-        self.body = bytes(exchange.body)
-        self.rest = exchange.rest
-        self.connection = connection
-
-    def __repr__(self) -> str:
-        # As for `Request`: no query, which may hold tokens.
-        return f"<HttpRequest {self.method} {self.path}>"
-
-    @property
-    def method(self) -> str:
-        """The method: one that the route has."""
-        return self._head.method
-
-    @property
-    def path(self) -> str:
-        """The target up to the first "?", as sent: not percent-decoded."""
-        return self._head.path
-
-    @property
-    def query(self) -> str:
-        """What follows the first "?"; empty without one."""
-        return self._head.query
-
-    @property
-    def host(self) -> str:
-        """The authority the client asked for, in lower case; empty if HTTP/1.0 left it out."""
-        return self._head.host
-
-    @property
-    def peer(self) -> Any:
-        """The client's address; None on a Unix socket or when it has left."""
-        return self.connection.peer
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server is going away."""
-        return getattr(self.connection.engine, "draining", False)
-
-
-class Response:
-    """An answer. Immutable, so one object may answer many requests, unless its body is an iterator.
-
-    `body`: bytes, a str (sent as UTF-8), or an async iterable of bytes, sent as they come: `length` in all if
-    that is given, else chunked. `content_type`: plain text for a str and application/octet-stream for bytes
-    when None. Names or values that would inject a header raise `ConfigurationError`, and so do headers that
-    the protocol sets itself: Date, Connection, Content-Length, Transfer-Encoding.
-    """
-
-    __slots__ = ("body", "headers", "length", "reason", "status")
-
-    def __init__(
-        self,
-        status: int = 200,
-        body: bytes | str | AsyncIterable[bytes] = b"",
-        headers: Iterable[tuple[str, str]] = (),
-        *,
-        content_type: str | None = None,
-        length: int | None = None,
-        reason: str = "",
-    ) -> None:
-        if not 200 <= status <= 599:
-            raise ConfigurationError(f"not the status of a final response: {status}")
-        fields = list(headers)
-        if content_type is None and body and not any(name.lower() == "content-type" for name, _ in fields):
-            content_type = _PLAIN if isinstance(body, str) else "application/octet-stream"
-        if content_type is not None:
-            fields.insert(0, ("Content-Type", content_type))
-        encode_fields([*fields, ("Reason", reason)], _OURS)  # for its errors
-        self.status = status
-        self.headers = tuple((name, value.strip(" \t")) for name, value in fields)
-        self.body = body.encode() if isinstance(body, str) else body
-        self.length = len(self.body) if isinstance(self.body, bytes) else length
-        self.reason = reason or phrase(status)
-
-    def __repr__(self) -> str:
-        return f"<Response {self.status} {self.reason}>"
-
-    @classmethod
-    def text(cls, body: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
-        """Plain text."""
-        return cls(status, body, headers, content_type=_PLAIN)
-
-    @classmethod
-    def html(cls, body: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
-        """A page."""
-        return cls(status, body, headers, content_type="text/html; charset=utf-8")
-
-    @classmethod
-    def json(cls, value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
-        """`value` as JSON."""
-        import json
-
-        body = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return cls(status, body, headers, content_type="application/json")
-
-
-Responder: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
-
-
-class Health:
-    """Answers 200 "ok"; 503 while the server drains, and when ``await check()`` raises or takes too long.
-
-    `timeout`: seconds for the check.
-    """
-
-    def __init__(self, check: Callable[[], Awaitable[object]] | None = None, *, timeout: float = 5.0) -> None:
-        self._check = check
-        self._timeout = timeout
-        self._failing = False
-
-    async def __call__(self, request: HttpRequest) -> Response:
-        """Answer a probe. Why a check failed goes to the log, once until it passes, and not to the peer."""
-        if request.draining:
-            return self._answer(503, "draining\n")
-        if self._check is not None:
-            try:
-                with trio.fail_after(self._timeout):
-                    await self._check()
-            except Exception as error:  # whatever it is, it is the answer
-                if not self._failing:
-                    log.warning("health check fails", exc_info=error)
-                self._failing = True
-                return self._answer(503, "failing\n")
-            self._failing = False
-        return self._answer(200, "ok\n")
-
-    @staticmethod
-    def _answer(status: int, word: str) -> Response:
-        return Response.text(word, status, [("Cache-Control", "no-store")])
 
 
 class _Exchange:
@@ -249,7 +101,7 @@ class HttpProtocol(Protocol):
         self._exact: dict[str, dict[str, Responder]] = {}
         self._prefixes: dict[str, dict[str, Responder]] = {}
         for key, value in routes.items():
-            self._add(key, _responder(value))
+            self._add(key, as_responder(value))
         self._prefixes = dict(sorted(self._prefixes.items(), key=lambda item: -len(item[0])))
 
     # ---------------------------------------------------------------- routes
@@ -275,13 +127,13 @@ class HttpProtocol(Protocol):
                     break
             else:
                 if path == "*":  # OPTIONS for the server as a whole (RFC 9110, 9.3.7)
-                    return _fixed(Response(204)), ""
+                    return fixed(Response(204)), ""
                 raise refuse(404, "There is nothing here.")
         responder = methods.get(method)
         if responder is None:
             allow = ", ".join(sorted({*methods, "OPTIONS"}))
             if method == "OPTIONS":
-                return _fixed(Response(204, headers=[("Allow", allow)])), ""
+                return fixed(Response(204, headers=[("Allow", allow)])), ""
             raise refuse(405, f"{method} is not allowed here; use {allow}.", [("Allow", allow)])
         return responder, rest
 
@@ -292,7 +144,7 @@ class HttpProtocol(Protocol):
         self._expect(connection, None, self.header_timeout)
 
     async def adopt(self, connection: Any, data: bytes) -> None:
-        """Take over a connection in state OPENING from another protocol; `data`: all it has sent, a head first.
+        """Take over a connection in state OPENING from another protocol; `data` is all it has sent.
 
         A later request on it that asks for a WebSocket goes back to that protocol, which is kept in
         ``connection.data``, a slot that plain HTTP has no other use for.
@@ -335,11 +187,13 @@ class HttpProtocol(Protocol):
             except Rejection as rejection:
                 await self._refuse(connection, rejection)
                 return
-            request = HttpRequest(exchange, connection)
+            head = exchange.head
+            assert head is not None
+            request = HttpRequest(head, exchange.headers, bytes(exchange.body), exchange.rest, connection)
             try:
                 response = await exchange.responder(request)
             except Rejection as rejection:
-                response = _as_response(rejection)
+                response = as_response(rejection)
             del request
             if connection.closed is None:
                 data = await self._answer(connection, exchange, response)
@@ -363,7 +217,7 @@ class HttpProtocol(Protocol):
         return True
 
     def _begin(self, connection: Any, exchange: _Exchange) -> bool:
-        """Let h11 have a good head, and find out who answers. Raises `Rejection`. True: it is for WebSocket."""
+        """Let h11 have the head, and find out who answers. True: WebSocket does. Raises `Rejection`."""
         import h11
 
         head = exchange.head
@@ -391,7 +245,7 @@ class HttpProtocol(Protocol):
         except Rejection as rejection:
             if head.content_length or head.chunked:
                 raise  # do not ask for a body that nobody wants; closing spares us reading it
-            exchange.responder = _fixed(_as_response(rejection))
+            exchange.responder = fixed(as_response(rejection))
         return False
 
     async def _read_body(self, connection: Any, exchange: _Exchange) -> bool:
@@ -548,39 +402,6 @@ class HttpProtocol(Protocol):
             connection.finish(ConnectionClosed(1001, "server is going away", "us"))
         else:
             exchange.last = True
-
-
-def _responder(value: Responder | Response | bytes | str) -> Responder:
-    if isinstance(value, Response):
-        if not isinstance(value.body, bytes):
-            raise ConfigurationError("a fixed answer needs a body of bytes or str")
-        return _fixed(value)
-    if isinstance(value, bytes | str):
-        try:
-            return _fixed(Response(body=value if isinstance(value, str) else value.decode()))
-        except UnicodeDecodeError:
-            return _fixed(Response(body=value))
-    if not callable(value):
-        raise ConfigurationError(f"not a responder: {value!r}")
-    if hasattr(value, "__code__"):  # Ctrl-C may stop it, though not the worker that runs it
-        trio.lowlevel.disable_ki_protection(value)
-    return value
-
-
-def _fixed(response: Response) -> Responder:
-    async def answer(_: HttpRequest) -> Response:
-        return response
-
-    return answer
-
-
-def _as_response(rejection: Rejection) -> Response:
-    """A refusal after which the connection goes on, as the request was read whole."""
-    body = rejection.body.encode() if isinstance(rejection.body, str) else rejection.body
-    headers = list(rejection.headers)
-    if body and not any(name.lower() == "content-type" for name, _ in headers):
-        headers.insert(0, ("Content-Type", _PLAIN))
-    return Response(rejection.status, body, headers, reason=rejection.reason)
 
 
 def _next_event(parser: h11.Connection) -> Any:

@@ -3,14 +3,15 @@
 What they send can be checked for freshness (ETag, Last-Modified), and is looked up anew for each request, so
 a changed file shows at once.
 
-Nothing here waits for a disk in the event loop, except for one `stat` of a file known already: files are found
-and read in threads. Small ones are kept in memory within `cache_size`. Of a large one, a piece is read when the
-peer has taken the one before, and no descriptor is held in between: slow readers hold no files open.
+Nothing here waits for a disk in the event loop, except for one `stat` of a file known already: files are
+found and read in threads. Small ones are kept in memory within `cache_size`. Of a large one, a piece is read
+when the peer has taken the one before, and no descriptor is held in between: slow readers hold no files open.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import time
@@ -22,13 +23,14 @@ from urllib.parse import unquote_to_bytes
 import trio
 
 from trionet.errors import ConfigurationError, Rejection
-from trionet.protocols.http import HttpRequest, Response
+from trionet.protocols.responders import HttpRequest, Response
 from trionet.protocols.websocket import http_date
 from trionet.wire.http1 import refuse
 
 __all__ = ["StaticFile", "StaticFiles"]
 
 _SMALL: Final = 65536  # bytes of the largest file kept in memory, and of a piece of a larger one
+_RACY: Final = 2  # seconds after a change in which another might leave size and time as they are
 _ENTRY: Final = 1024  # bytes counted for an entry of the cache besides its content
 # What cannot be named, reached or read is not there; other errors are ours.
 _MISSING: Final = frozenset(
@@ -77,7 +79,10 @@ class _File:
         self.size = status.st_size
         self.body = body  # None: too large to keep
         self.modified = int(status.st_mtime)
-        self.etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
+        if body is None:
+            self.etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
+        else:  # the same on every server, and right however coarse the clock of the file system is
+            self.etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
 
     def is_current(self) -> bool:
         """Whether what is at `path` now is still this."""
@@ -140,7 +145,7 @@ class _Static:
         return Response(200, file.pieces(), headers, content_type=kind, length=file.size)
 
     def _find(self, path: str) -> _File:
-        """Look at the disk; runs in a thread. Raises `Rejection` (404), `IsADirectoryError`, other `OSError`."""
+        """Look at the disk; runs in a thread. Raises `Rejection`, `IsADirectoryError`, other `OSError`."""
         try:
             if self._root and not _within(os.path.realpath(path, strict=True), self._root):
                 raise refuse(404, "There is nothing here.")
@@ -157,6 +162,8 @@ class _Static:
     def _remember(self, path: str, file: _File) -> None:
         """Keep it, and drop those that have been in longest."""
         self._forget(path)  # another request may have found it meanwhile
+        if time.time() - file.modified < _RACY:
+            return
         self._cache[path] = file
         self._cached += _cost(file)
         while self._cached > self._cache_size and self._cache:
@@ -171,8 +178,8 @@ class _Static:
 class StaticFile(_Static):
     """Answers its route's path with one file; what is below that path is not found.
 
-    `content_type`: by the name's ending when None. `cache_control`: by default a browser asks each time whether
-    the file has changed. `headers`: added to each answer, such as
+    `content_type`: by the name's ending when None. `cache_control`: by default a browser asks each time
+    whether the file has changed. `headers`: added to each answer, such as
     ``[("Content-Security-Policy", "default-src 'self'")]``. Raises `ConfigurationError` without such a file.
     """
 

@@ -20,6 +20,7 @@ from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, 
 from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED
 from trionet.protocols.base import Protocol
 from trionet.protocols.channel import SlowConsumer, WebSocket
+from trionet.protocols.rate import RateLimit, RateLimitedWebSocket
 from trionet.protocols.registry import Registry
 from trionet.wire.closing import CloseCode
 from trionet.wire.handshake import (
@@ -82,7 +83,8 @@ class WebSocketProtocol(Protocol):
     `subprotocols`: those spoken, unless `on_upgrade` chooses. `origins`: None allows pages of our own host only (and
     clients that are no browsers), "*" all, else a list like ``["https://example.org"]``. `headers`: names kept for
     `Request.headers`. `on_header`: called with each other header as memoryviews, valid during the call only.
-    `http`: a protocol for plain requests on the same port. Queue limits and deadlines: see `Protocol`.
+    `http`: a protocol for plain requests on the same port. `max_messages_per_second`, `max_bytes_per_second`: a peer
+    that sends more is not read from until a second's worth has refilled (control frames count). Queue limits and deadlines: see `Protocol`.
     """
 
     connection_class = WebSocket
@@ -154,10 +156,10 @@ class WebSocketProtocol(Protocol):
         self._shows_request = self._on_upgrade is not None or self._on_open is not None
         for name in own:
             _interruptible(getattr(handler, name))
+        self.rate: RateLimit | None = None
         if max_messages_per_second or max_bytes_per_second:
-            from trionet.protocols.rate import rate_limited  # noqa: PLC0415
-
-            self.connection_class = rate_limited(max_messages_per_second, max_bytes_per_second)
+            self.rate = RateLimit(max_messages_per_second, max_bytes_per_second)
+            self.connection_class = RateLimitedWebSocket
 
     # -------------------------------------------------------------- the upgrade
 
@@ -268,6 +270,9 @@ class WebSocketProtocol(Protocol):
             ws._input = None
             ws.pause_reading()
             events.append(error)  # type: ignore[arg-type]
+        if self.rate is not None:
+            assert isinstance(ws, RateLimitedWebSocket)
+            self.rate.charge(ws, events, len(data))
         return events
 
     def overheard(self, connection: WebSocket, data: bytes) -> int:
@@ -364,6 +369,8 @@ class WebSocketProtocol(Protocol):
         if expiry and expiry <= tick:
             connection._say_goodbye(CloseCode.POLICY_VIOLATION, "expired")
             return connection.rare().deadline
+        if state & PAUSED and not state & BUSY:
+            connection.resume_reading()
         due = self._keepalive(connection, tick) if self.ping_interval else 0
         return min(due, expiry) if due and expiry else due or expiry
 
@@ -371,7 +378,7 @@ class WebSocketProtocol(Protocol):
         engine = ws.engine
         interval = engine.wheel.ticks(self.ping_interval or 0)
         state = ws._state
-        if state & PAUSED or ws._out is not None:
+        if ws._state & PAUSED or ws._out is not None:
             # We do not read, so a Pong could not be seen; or the peer does not read, which the write deadline judges.
             ws._state = state & ~PINGED
             return tick + interval

@@ -1,0 +1,80 @@
+"""Message and byte rates of a connection, for protocols that limit them. Nothing here exists for those that do not.
+
+A token bucket that holds one second's worth. Who uses it up is not read from until it has refilled: the kernel's
+buffer, then the peer, feels it; nothing is lost and nobody is closed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trionet.net.connection import Connection, ProtocolInterface
+from trionet.protocols.channel import WebSocket
+
+if TYPE_CHECKING:
+    from trionet.net.engine import Engine
+    from trionet.wire.messages import Event
+
+__all__ = ["RateLimit", "RateLimitedWebSocket"]
+
+
+class RateLimit:
+    """The limits of a protocol: messages and bytes in a second, None for no limit."""
+
+    def __init__(self, messages: float | None, received: float | None) -> None:
+        self.messages = messages or float("inf")
+        self.received = received or float("inf")
+
+    def charge(self, ws: RateLimitedWebSocket, events: list[Event], size: int) -> None:
+        """`ws` has received `size` bytes that completed `events`, control frames included."""
+        left = self.refill(ws)
+        left[1] -= len(events)
+        left[2] -= size
+        wait = self.wait(left)
+        if wait > 0:
+            engine = ws.engine
+            engine.set_deadline(ws, engine.tick + engine.wheel.ticks(wait))
+            ws.pause_reading()
+
+    def refill(self, ws: RateLimitedWebSocket) -> list[float]:
+        """What `ws` has left now: ``[tick, messages, bytes]``, below zero when it is in debt."""
+        engine = ws.engine
+        left = ws.allowance
+        if left is None:
+            left = ws.allowance = [engine.tick, self.messages, self.received]
+            return left
+        passed = (engine.tick - left[0]) * engine.wheel.resolution
+        if passed:
+            left[0] = engine.tick
+            left[1] = min(self.messages, left[1] + passed * self.messages)
+            left[2] = min(self.received, left[2] + passed * self.received)
+        return left
+
+    def wait(self, left: list[float]) -> float:
+        """Seconds until nothing is owed."""
+        owed = (max(0.0, -left[1]) / self.messages, max(0.0, -left[2]) / self.received)
+        return max(owed)
+
+
+class RateLimitedWebSocket(WebSocket):
+    """A `WebSocket` whose protocol limits rates. One word more."""
+
+    __slots__ = ("allowance",)
+
+    allowance: list[float] | None
+
+    def __init__(self, engine: Engine, fd: int, protocol: ProtocolInterface) -> None:
+        super().__init__(engine, fd, protocol)
+        self.allowance = None
+
+    async def run(self) -> bool | None:
+        """Without the short cut of `WebSocket.run`: every read is charged."""
+        return await Connection.run(self)
+
+    @property
+    def throttled(self) -> bool:
+        """Also while it has used up its rate."""
+        limit = self.protocol.rate
+        if limit is not None and self.allowance is not None and limit.wait(limit.refill(self)) > 0:
+            return True
+        return Connection.throttled.fget(self)  # type: ignore[attr-defined, no-any-return]
