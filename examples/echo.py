@@ -1,6 +1,6 @@
 """A WebSocket echo server: text comes back as text, binary as binary, on any path, from any origin.
 
-    python examples/echo.py --port 8080
+python examples/echo.py --port 8080
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 
 import trio
 
-from trionet import Server, WebSocket, WebSocketHandler, WebSocketProtocol, broadcast, serve
+from trionet import ConnectionClosed, Server, WebSocket, WebSocketHandler, WebSocketProtocol, broadcast, serve
 
 
 class Echo(WebSocketHandler):
@@ -31,7 +31,7 @@ class Broadcast(WebSocketHandler):
     async def on_message(self, ws: WebSocket, message: str | bytes) -> None:
         broadcast(self.everybody, message)
 
-    async def on_close(self, ws: WebSocket, closed: object) -> None:
+    async def on_close(self, ws: WebSocket, closed: ConnectionClosed) -> None:
         self.everybody.discard(ws)
 
 

@@ -5,6 +5,7 @@
 One task waits for the poller and hands readable connections to the pool; while every worker is busy it waits, and
 neither reads nor accepts. The handshake is fed from the poller too: a silent client holds no worker.
 """
+from __future__ import annotations
 
 import socket
 import sys
@@ -45,7 +46,7 @@ def feed(peer: Peer, data: bytes) -> bytes:
                 raise ConnectionResetError
         elif isinstance(message, str):
             answers.append(encode_frame(Opcode.TEXT, message.encode()))
-        else:
+        elif isinstance(message, bytes):
             answers.append(encode_frame(Opcode.BINARY, message))
     return b"".join(answers)
 

@@ -10,6 +10,7 @@ Where things are, in the order to read them:
     net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
     wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
 """
+from __future__ import annotations
 
 from trionet._version import __version__ as __version__
 from trionet.errors import ConfigurationError as ConfigurationError
@@ -30,10 +31,10 @@ from trionet.protocols.channel import PreparedMessage as PreparedMessage
 from trionet.protocols.channel import SlowConsumer as SlowConsumer
 from trionet.protocols.channel import WebSocket as WebSocket
 from trionet.protocols.channel import broadcast as broadcast
-from trionet.protocols.http import HttpProtocol as HttpProtocol
 from trionet.protocols.frame_stream import Frame as Frame
 from trionet.protocols.frame_stream import read_frame as read_frame
 from trionet.protocols.frame_stream import write_frame as write_frame
+from trionet.protocols.http import HttpProtocol as HttpProtocol
 from trionet.protocols.line import LineConnection as LineConnection
 from trionet.protocols.line import LineProtocol as LineProtocol
 from trionet.protocols.responders import Health as Health

@@ -61,7 +61,6 @@ class Server:
         self.gate = gate
         self.listeners: list[Listener] = []
         self.resources: Any = None
-        self.draining = False
 
     @property
     def endpoints(self) -> list[Listener]:
@@ -72,6 +71,11 @@ class Server:
     def addresses(self) -> list[Any]:
         """``(host, port)`` of each listener, or the path of a Unix socket."""
         return [listener.address for listener in self.listeners]
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self.engine.draining
 
     @property
     def connections(self) -> Iterator[Connection]:
@@ -101,7 +105,7 @@ class Server:
         `jitter` None: a second for each thousand connections, half of `timeout` at most. Returns whether all ended
         within `timeout`; those that did not are closed when the server's block is left.
         """
-        self.draining = True
+        self.engine.draining = True
         self.gate.close()
         for listener in self.listeners:
             listener.close()
@@ -117,7 +121,7 @@ class Server:
                     if connection.fd >= 0:
                         connection.protocol.drain(connection)
                 await trio.sleep(window / steps)
-            while engine.connections:
+            while engine.connections:  # noqa: ASYNC110 - an event would cost every closing connection a look
                 await trio.sleep(_DRAIN_STEP)
         return not scope.cancelled_caught
 
@@ -144,11 +148,12 @@ async def open_server(
     last handler has ended; what it yields is ``server.resources``. `pool_size`: handlers that run at once (those that
     wait longer than `slot_grace` seconds do not count; `max_detached` of them shut the accept gate). `limiter`: a
     `trio.CapacityLimiter` to share with other servers instead. `max_connections`: as many as descriptors allow, when
-    None. `max_opening`: half-open handshakes at once. `resolution`: seconds of a timer tick. `backend`: see `open_poller`.
+    None. `max_opening`: half-open handshakes at once. `resolution`: seconds of a timer tick. `backend`: see
+    `open_poller`.
 
     An exception in the block, or cancellation, is the hard stop: every connection is closed, every task ended.
     """
-    from trionet.ops.limits import connections_that_fit  # noqa: PLC0415
+    from trionet.ops.limits import connections_that_fit
 
     endpoints: Sequence[Endpoint]
     endpoints = protocol if isinstance(protocol, list | tuple) else [Endpoint(protocol=protocol, host=host, port=port)]
@@ -170,15 +175,20 @@ async def open_server(
                 stack.callback(listener.close)
         if lifespan is not None:
             server.resources = await stack.enter_async_context(lifespan(server))
+        failure: Exception | None = None
         async with engine.open(), trio.open_nursery() as nursery:
             nursery.start_soon(gate.run)
             for listener in server.listeners:
                 gate.open(listener)
             try:
                 yield server
+            except Exception as error:  # noqa: BLE001 - the block's own: it goes on below, not wrapped in groups
+                failure = error
             finally:
                 gate.close()
                 nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
 
 async def serve(
@@ -198,8 +208,8 @@ async def serve(
     `announce` is called with the server once it listens. `collect`: tune the garbage collector for a short latency
     tail while serving (`trionet.ops.collector`).
     """
-    from trionet.ops.collector import collector_policy  # noqa: PLC0415
-    from trionet.ops.limits import raise_descriptor_limit  # noqa: PLC0415
+    from trionet.ops.collector import collector_policy
+    from trionet.ops.limits import raise_descriptor_limit
 
     raise_descriptor_limit()
     with collector_policy() if collect else nullcontext(), trio.open_signal_receiver(*_signals()) as signals:

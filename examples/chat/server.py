@@ -80,7 +80,7 @@ class Chat(trionet.WebSocketHandler):
         except Refusal as refusal:
             await ws.send(pack("error", code=refusal.code, text=str(refusal), **refusal.details))
 
-    async def on_close(self, ws: trionet.WebSocket, closed: trionet.ConnectionClosed) -> None:  # noqa: ARG002
+    async def on_close(self, ws: trionet.WebSocket, closed: trionet.ConnectionClosed) -> None:
         """Keep the name for a while: most who vanish are back in a moment."""
         self.connections.discard(ws)
         if isinstance(ws.data, Person) and ws.data.connection is ws:
@@ -153,7 +153,7 @@ class Chat(trionet.WebSocketHandler):
         trionet.broadcast(person.room.connections, trionet.PreparedMessage(pack("left", name=person.name)))
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, server: trionet.Server) -> AsyncIterator[None]:  # noqa: ARG002
+    async def lifespan(self, server: trionet.Server) -> AsyncIterator[None]:
         """Run beside the server what no message sets off."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.keep_house)

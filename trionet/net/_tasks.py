@@ -76,7 +76,7 @@ class TaskPoller(Poller):
     async def _watch(self, fd: int, watch: _Watch, bit: int, wait: Callable[[int], Awaitable[None]]) -> None:
         with trio.CancelScope() as scope:
             watch.scopes.append(scope)
-            while not watch.ended:
+            while True:
                 try:
                     await wait(fd)
                 except (trio.ClosedResourceError, OSError):
@@ -106,8 +106,7 @@ class TaskPoller(Poller):
         return events
 
     async def wait(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
+        self._check()
         if self._waiting:
             raise trio.BusyResourceError("another task is waiting for this poller")
         self._waiting = True
@@ -115,6 +114,9 @@ class TaskPoller(Poller):
             await self._some.wait()
         finally:
             self._waiting = False
+        self._check()
+
+    def _check(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError
 

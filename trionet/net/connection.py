@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol as Interface
+from typing import TYPE_CHECKING, Any, Final
+from typing import Protocol as Interface
 
 import trio
 
@@ -54,7 +55,7 @@ _NAMES = ("opening", "open", "closing", "lingering", "closed", "gone")
 _FLAGS = ((BUSY, "busy"), (PAUSED, "paused"), (EOF, "eof"), (PINGED, "pinged"), (FLUSHING, "flushing"))
 
 READ_SIZE: Final = 65536
-_LARGE_READ: Final = 2**20
+NEVER: Final = 1e9  # seconds
 
 
 class ProtocolInterface(Interface):
@@ -311,7 +312,8 @@ class Connection:
         out = self._out = Outbox(engine.tick)
         out.append(data, sent)
         engine.writer.register(self.fd, 4)
-        engine.set_deadline(self, engine.tick + engine.wheel.ticks(self.protocol.write_timeout))
+        if self.protocol.write_timeout < NEVER:
+            engine.set_deadline(self, engine.tick + engine.wheel.ticks(self.protocol.write_timeout))
         if self.throttled:
             self.pause_reading()
 
@@ -428,7 +430,7 @@ class Connection:
         self.abort(closed)
 
     def _release(self) -> None:
-        """Mark, unregister, close: in this order. `connection_lost` runs as a job of its own, or ends the current one."""
+        """Mark, unregister, close: in this order. `connection_lost` follows, as a job or at the end of this one."""
         fd, engine = self.fd, self.engine
         if fd < 0:
             return

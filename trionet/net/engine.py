@@ -43,6 +43,7 @@ class Engine:
         self.poller: Poller
         self.writer: Poller
         self.table: list[Any] = [None] * 64  # connections and listeners by descriptor
+        self.draining = False
         self.connections = 0
         self.opening = 0  # of them, those in state OPENING
         self.opened = 0
@@ -85,7 +86,7 @@ class Engine:
             if connection is None:
                 self.stale += 1
                 self.poller.unregister(fd)
-            elif connection._state & BUSY:  # noqa: SLF001
+            elif connection._state & BUSY:
                 self._overhear(connection)
             else:
                 ready.append(connection)
@@ -93,7 +94,7 @@ class Engine:
     def _overhear(self, connection: Connection) -> None:
         try:
             connection.overhear()
-        except Exception as error:  # noqa: BLE001 - a protocol's mistake costs its connection only
+        except Exception as error:
             log.exception("%r failed while it was busy", connection)
             connection.protocol.handler_failed(connection, error)
 
@@ -139,6 +140,10 @@ class Engine:
         self.connections -= 1
         self.poller.unregister(fd)
 
+    def runs(self, connection: Connection) -> bool:
+        """Whether the code that asks is a job of this connection."""
+        return self.pool.running is not None and self.pool.job is connection
+
     def __iter__(self) -> Iterator[Connection]:
         """The connections there are now; safe against changes while iterating."""
         for fd in range(len(self.table)):
@@ -148,8 +153,8 @@ class Engine:
 
     def set_deadline(self, connection: Connection, tick: int) -> None:
         """See to it that the protocol's `deadline_reached` is called at `tick`, or earlier."""
-        if not connection._due or tick < connection._due:  # noqa: SLF001
-            connection._due = self.wheel.add(connection.fd, tick)  # noqa: SLF001
+        if not connection._due or tick < connection._due:
+            connection._due = self.wheel.add(connection.fd, tick)
 
     # ---------------------------------------------------------------- tasks
 
@@ -178,16 +183,16 @@ class Engine:
             self.tick = tick = self.wheel.tick
             for count, fd in enumerate(due):
                 connection = self.table[fd]
-                if connection is not None and connection._due == tick:  # noqa: SLF001
+                if connection is not None and connection._due == tick:
                     self._deadline(connection)
                 if count % _DUE_AT_ONCE == _DUE_AT_ONCE - 1:
                     await trio.lowlevel.checkpoint()
 
     def _deadline(self, connection: Connection) -> None:
-        connection._due = 0  # noqa: SLF001
+        connection._due = 0
         try:
             tick = connection.protocol.deadline_reached(connection)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             log.exception("deadline of %r failed", connection)
             connection.protocol.handler_failed(connection, error)
             return
@@ -197,9 +202,9 @@ class Engine:
     # ------------------------------------------------------------------ end
 
     async def _close_all(self) -> None:
-        """Hard stop: what is still open is closed; each `connection_lost` runs, under cancellation, to its first wait."""
+        """Hard stop: what is open is closed; each `connection_lost` runs, under cancellation, to its first wait."""
         for connection in self:
-            connection._state &= ~BUSY  # noqa: SLF001 - the worker that ran it has ended
+            connection._state &= ~BUSY
             connection.abort()
         jobs = [job for job in self.pool.ready if isinstance(job, Connection)]
         self.pool.ready.clear()

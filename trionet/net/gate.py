@@ -30,8 +30,11 @@ _LOG_EVERY: Final = 5.0
 
 @attrs.frozen
 class GateStatistics:
-    """`held` counts the looks that accepted nothing, by reason; `errors` errors of connections that never were;
-    `shortages` those of the system (no descriptors, no memory); `shed` connections closed unserved for that."""
+    """Counters of a gate.
+
+    `held` counts the looks that accepted nothing, by reason; `errors` errors of connections that never were;
+    `shortages` those of the system (no descriptors, no memory); `shed` connections closed unserved for that.
+    """
 
     accepted: int
     held: dict[str, int]

@@ -28,9 +28,19 @@ __all__ = ["Endpoint", "Listener", "open_listeners"]
 PASSING = frozenset(
     getattr(errno, name)
     for name in (
-        "ECONNABORTED ECONNRESET EPERM EPROTO ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP "
-        "ENETUNREACH ETIMEDOUT"
-    ).split()
+        "ECONNABORTED",
+        "ECONNRESET",
+        "EPERM",
+        "EPROTO",
+        "ENETDOWN",
+        "ENOPROTOOPT",
+        "EHOSTDOWN",
+        "ENONET",
+        "EHOSTUNREACH",
+        "EOPNOTSUPP",
+        "ENETUNREACH",
+        "ETIMEDOUT",
+    )
     if hasattr(errno, name)
 )
 
@@ -79,7 +89,7 @@ class Listener:
     @property
     def address(self) -> Any:
         """``(host, port)``, or the path of a Unix socket."""
-        name = self.sock.getsockname()
+        name: Any = self.sock.getsockname()
         return name[:2] if isinstance(name, tuple) else name
 
     @property
@@ -89,8 +99,9 @@ class Listener:
         address = self.address
         if not isinstance(address, tuple):
             return f"{scheme}+unix:{address}"
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104
-        host = f"[{host}]" if ":" in host else host
+        host = str({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0]))
+        if ":" in host:
+            host = f"[{host}]"
         return f"{scheme}://{host}:{address[1]}/"
 
     def accept(self) -> int:
@@ -140,11 +151,9 @@ async def open_listeners(endpoint: Endpoint) -> list[Listener]:
     port = endpoint.port
     try:
         for family, kind, proto, _, address in found:
-            sock = socket.socket(family, kind, proto)
             try:
-                _bind(sock, endpoint, (address[0], port, *address[2:]))
+                sock = _listen(family, kind, proto, endpoint, (address[0], port, *address[2:]))
             except OSError as error:
-                sock.close()
                 # A host may name an address family that this machine has not got.
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
                     continue
@@ -160,6 +169,16 @@ async def open_listeners(endpoint: Endpoint) -> list[Listener]:
     if not listeners:
         raise OSError(errno.EADDRNOTAVAIL, f"no address of {endpoint.host!r} can be listened on")
     return listeners
+
+
+def _listen(family: int, kind: int, proto: int, endpoint: Endpoint, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, proto)
+    try:
+        _bind(sock, endpoint, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _bind(sock: socket.socket, endpoint: Endpoint, address: tuple[Any, ...]) -> None:
@@ -207,12 +226,15 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a live server's backlog may be full: then `connect` would wait for it
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-        else:
-            raise OSError(errno.EADDRINUSE, f"another process listens on {path}")
+            return
+        except BlockingIOError:
+            pass
+        raise OSError(errno.EADDRINUSE, f"another process listens on {path}")
 
 
 def _adopt(fd: int) -> socket.socket:

@@ -169,14 +169,14 @@ def open_poller(backend: str | None = None, *, nursery: trio.Nursery | None = No
     if name not in BACKENDS:
         raise ConfigurationError(f"poller backend {name!r} does not exist; there are {', '.join(BACKENDS)}")
     if name == "epoll":
-        from trionet.net._epoll import EpollPoller  # noqa: PLC0415
+        from trionet.net._epoll import EpollPoller
 
         return EpollPoller()
     if name == "kqueue":
-        from trionet.net._kqueue import KqueuePoller  # noqa: PLC0415
+        from trionet.net._kqueue import KqueuePoller
 
         return KqueuePoller()
-    from trionet.net._tasks import TaskPoller  # noqa: PLC0415
+    from trionet.net._tasks import TaskPoller
 
     if nursery is None:
         raise ConfigurationError('poller backend "tasks" needs a nursery')

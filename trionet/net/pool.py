@@ -40,9 +40,11 @@ log = logging.getLogger("trionet.pool")
 
 # Trio says which tasks own a lock only in private. Without it nothing is ever parked: correct, only larger.
 try:
-    from trio._core._parking_lot import GLOBAL_PARKING_LOT_BREAKER as _lock_owners
+    from trio._core._parking_lot import GLOBAL_PARKING_LOT_BREAKER as _lock_owners  # noqa: N811
 except ImportError:  # pragma: no cover
     _lock_owners = None  # type: ignore[assignment]
+
+_UNKNOWN = object()  # stands for a cancel status that this version of Trio does not show: nothing equals it
 
 _SLICE = 0.001  # seconds of work without a pause after which other tasks get a turn
 _CREDIT = 64  # operations that never wait, after which a handler lets others run
@@ -142,7 +144,7 @@ class Parked:
     def wait(self) -> Generator[object, Any, None]:
         """Give the worker away. Returns in another one; under a hard stop, raises `trio.Cancelled` there."""
         yield self
-        yield from trio.lowlevel.checkpoint_if_cancelled().__await__()
+        yield from trio.lowlevel.checkpoint_if_cancelled().__await__()  # noqa: ASYNC105 - awaited by hand
 
     def wake(self) -> None:
         """Let it go on as soon as a worker is free."""
@@ -211,7 +213,7 @@ class TaskPool:
         self.failures = 0
         self.ready: deque[Any] = deque()
         self.parked: set[Parked] = set()
-        self._status: Any = None  # the cancel status of the running task outside any job
+        self.status: Any = None  # the cancel status that the running task has outside any job
         self._calls = 0
         self._waiting_calls: deque[trio.lowlevel.Task] = deque()
         self._idle: list[trio.lowlevel.Task] = []
@@ -251,7 +253,7 @@ class TaskPool:
         self._manager = self.open()
         return await self._manager.__aenter__()
 
-    async def __aexit__(self, *args: Any) -> bool | None:
+    async def __aexit__(self, *args: Any) -> bool | None:  # noqa: PYI036
         return await self._manager.__aexit__(*args)
 
     @property
@@ -329,20 +331,10 @@ class TaskPool:
         if worker is None or _lock_owners is None:
             return False
         task = worker.task
-        status = getattr(task, "_cancel_status", None)
         return (
-            status is not None
-            and status is self._status
+            getattr(task, "_cancel_status", None) is self.status
             and not task.child_nurseries
             and task not in _lock_owners
-        )
-
-    def interrupted(self) -> bool:
-        """Whether an operation that did not wait must still look for a cancellation, or let others run."""
-        self.credit -= 1
-        worker = self.running
-        return (
-            self.credit < 0 or worker is None or getattr(worker.task, "_cancel_status", None) is not self._status
         )
 
     async def breathe(self) -> None:
@@ -470,7 +462,7 @@ class TaskPool:
     def _drive(self, worker: Worker) -> Generator[Any, Any, None]:
         """Run jobs until the queue is empty, passing on to Trio what they yield, unless it is a `Parked`."""
         ready = self.ready
-        status = getattr(worker.task, "_cancel_status", None)
+        status = getattr(worker.task, "_cancel_status", _UNKNOWN)
         while ready and not worker.detached:
             if ready[0].__class__ is Parked:
                 parked = ready.popleft()
@@ -480,7 +472,7 @@ class TaskPool:
                 stack, context = self._jobs(), self._context.copy()
             value = error = None
             while True:
-                self.running, self._status, self.credit = worker, status, _CREDIT
+                self.running, self.status, self.credit = worker, status, _CREDIT
                 if worker.yielded:
                     self.job = worker.job
                 try:
@@ -653,5 +645,5 @@ def split_error(error: BaseException) -> tuple[Exception | None, BaseException |
         return error, None
     if isinstance(error, BaseExceptionGroup):
         own, rest = error.split(Exception)
-        return own, rest  # type: ignore[return-value]
+        return own, rest
     return None, error

@@ -32,16 +32,16 @@ else:  # pragma: no cover
         _sockets[sock.fileno()] = sock
         return sock.fileno()
 
-    def read(fd: int, size: int) -> bytes:
+    def read(fd: int, size: int) -> bytes:  # noqa: D103
         return _sockets[fd].recv(size)
 
-    def write(fd: int, data: bytes) -> int:
+    def write(fd: int, data: bytes) -> int:  # noqa: D103
         return _sockets[fd].send(data)
 
-    def writev(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
+    def writev(fd: int, buffers: Sequence[bytes | memoryview]) -> int:  # noqa: D103
         return _sockets[fd].send(b"".join(buffers))
 
-    def close(fd: int) -> None:
+    def close(fd: int) -> None:  # noqa: D103
         _sockets.pop(fd).close()
 
 
@@ -77,8 +77,8 @@ def ignore_sigpipe() -> None:
     CPython ignores it at start; an embedding program or `signal.signal(SIGPIPE, SIG_DFL)` may have undone that.
     Works from the main thread only; elsewhere the setting is left as it is.
     """
-    import signal  # noqa: PLC0415
-    import threading  # noqa: PLC0415
+    import signal
+    import threading
 
     if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -15,7 +15,7 @@ DEFAULT_RESERVE = 64
 def descriptor_limit() -> tuple[int, int] | None:
     """Soft and hard RLIMIT_NOFILE (setrlimit(2)); None where there is no such limit, as on Windows."""
     try:
-        import resource  # noqa: PLC0415
+        import resource
     except ImportError:  # pragma: no cover
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -31,7 +31,7 @@ def raise_descriptor_limit() -> tuple[int, int] | None:
     limit = descriptor_limit()
     if limit is None or limit[0] >= limit[1]:
         return limit
-    import resource  # noqa: PLC0415
+    import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from trionet.errors import ConfigurationError, ConnectionClosed
-from trionet.net.connection import CLOSING, LINGERING, Connection
+from trionet.net.connection import CLOSING, LINGERING, NEVER, Connection
 
 __all__ = ["Protocol"]
 
@@ -44,7 +44,7 @@ class Protocol:
         self.hard_limit = hard_limit
         self.read_ahead = read_ahead
         self.idle_timeout = idle_timeout or 0.0
-        self.write_timeout = write_timeout or 1e9
+        self.write_timeout = write_timeout or NEVER
         if not 0 <= self.low_water < high_water <= hard_limit:
             raise ConfigurationError(
                 f"need 0 <= low_water ({self.low_water}) < high_water ({high_water}) <= hard_limit ({hard_limit})"
@@ -101,7 +101,7 @@ class Protocol:
     def deadline_reached(self, connection: Any) -> int:
         """The tick set for this connection has come. Returns the next one, or 0 for none."""
         engine = connection.engine
-        if connection._state & 7 in (CLOSING, LINGERING):  # noqa: SLF001
+        if connection._state & 7 in (CLOSING, LINGERING):
             deadline: int = connection.rare().deadline
             if deadline > engine.tick:
                 return deadline
@@ -111,7 +111,7 @@ class Protocol:
             self.stalled(connection)
             return 0
         tick: int = self.next_deadline(connection)
-        out = connection._out  # noqa: SLF001
+        out = connection._out
         if out is not None:
             stall = out.since + engine.wheel.ticks(self.write_timeout)
             tick = min(tick, stall) if tick else stall
@@ -127,7 +127,7 @@ class Protocol:
         if not self.idle_timeout:
             return 0
         engine = connection.engine
-        due: int = connection._seen + engine.wheel.ticks(self.idle_timeout)  # noqa: SLF001
+        due: int = connection._seen + engine.wheel.ticks(self.idle_timeout)
         if due <= engine.tick:
             connection.finish(ConnectionClosed(1001, f"nothing came for {self.idle_timeout:g} s", "us"))
             return 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
-from trionet.errors import ConnectionClosed, ProtocolError, Rejection
+from trionet.errors import ConnectionClosed, ProtocolError
 from trionet.net import system
 from trionet.net.connection import (
     CLOSING,
@@ -126,16 +126,14 @@ class WebSocket(Connection):
         self._seen = self.engine.tick
         size = len(data)
         # What most reads are: one whole, masked text or binary frame, and nothing else (RFC 6455, 5.2).
+        body = 0
         if size > 6 and self._input is None and data[0] in b"\x81\x82":
-            if data[1] == size + 122:
-                body = 6
+            if size < 132:
+                if data[1] == size + 122:
+                    body = 6
             elif data[1] == 254 and size > 133 and data[2] << 8 | data[3] == size - 8:
                 body = 8
-            else:
-                body = 0
-        else:
-            body = 0
-        if body and size - body <= self.protocol.max_message:
+        if body and size - body <= self.protocol.short_cut:
             payload: Any = apply_mask(data[body:], data[body - 4 : body])
             if data[0] == 0x81:
                 try:
@@ -155,7 +153,7 @@ class WebSocket(Connection):
             return await self._settle()
         return None
 
-    async def deliver(self, events: list[Event], size: int) -> None:
+    async def deliver(self, events: list[Event | ProtocolError], size: int) -> None:
         """Call the handler for each message, corking what it sends, and act on control frames.
 
         `events` came in a read of `size` bytes. The list is given up, so that nothing but the message in hand is
@@ -166,7 +164,7 @@ class WebSocket(Connection):
         last = events.pop()
         if not events:
             if last.__class__ is Control:
-                self.control(last)  # type: ignore[arg-type]
+                self.control(last)
             else:
                 await self._handle(last)
             return
@@ -190,19 +188,17 @@ class WebSocket(Connection):
                 pool.cork = None
             pool.rest = None
 
-    async def _handle(self, event: Event) -> None:
-        if self._state & 7 != OPEN and self._said_goodbye():
-            return
-        kind = event.__class__
-        if kind is str or kind is bytes:
-            await self.protocol.on_message(self, event)
+    async def _handle(self, event: Event | ProtocolError) -> None:
+        if isinstance(event, Control):
+            self.control(event)
+        elif isinstance(event, ProtocolError):
+            self.fail(event)
+        elif self._state & 7 != OPEN and self._said_goodbye():
+            pass
         elif isinstance(event, Chunk):
             await self.protocol.on_chunk(self, event.data, event.last)
-        elif isinstance(event, Control):
-            self.control(event)
         else:
-            assert isinstance(event, ProtocolError)
-            self.fail(event)
+            await self.protocol.on_message(self, event)
 
     def _said_goodbye(self) -> bool:
         """After our own Close nothing more is delivered; what came before the peer's is."""
@@ -220,7 +216,7 @@ class WebSocket(Connection):
             (rest, last, _), pool.rest = pool.rest, None
             self.hold([*rest, last])
 
-    def hold(self, events: list[Event]) -> None:
+    def hold(self, events: list[Event | ProtocolError]) -> None:
         """Keep messages for later, act on control frames now."""
         rare = self.rare()
         if rare.held is None:
@@ -251,10 +247,9 @@ class WebSocket(Connection):
 
     def _pong(self, frame: bytes) -> None:
         out = self._out
-        if out is not None and out.frames and out.frames[-1][:1] == b"\x8a":
-            # 5.5.3: one Pong for the latest of several Pings will do, so a flood of them fills no queue.
-            if out.replace_last(frame):
-                return
+        # 5.5.3: one Pong for the latest of several Pings will do, so a flood of them fills no queue.
+        if out is not None and out.frames[-1][:1] == b"\x8a" and out.replace_last(frame):
+            return
         self._emit(frame)
 
     def _goodbye(self, code: int, reason: str) -> None:
@@ -280,12 +275,12 @@ class WebSocket(Connection):
         if self._state & 7 != OPEN:
             raise self._not_open()
         if message.__class__ is str:
-            payload = message.encode()  # type: ignore[union-attr]
+            payload = message.encode()
             size = len(payload)
             frame = (_TEXT[size] if size < 126 else encode_header(1, size)) + payload
         elif message.__class__ is bytes:
-            size = len(message)  # type: ignore[arg-type]
-            frame = (_BINARY[size] if size < 126 else encode_header(2, size)) + message  # type: ignore[operator]
+            size = len(message)
+            frame = (_BINARY[size] if size < 126 else encode_header(2, size)) + message
         else:
             frame = _encode(message)
         pool = self.engine.pool
@@ -293,7 +288,7 @@ class WebSocket(Connection):
         if (
             pool.credit < 0
             or pool.running is None
-            or pool.running.task._cancel_status is not pool._status  # type: ignore[attr-defined]  # noqa: SLF001
+            or getattr(pool.running.task, "_cancel_status", None) is not pool.status
         ):
             await pool.breathe()
             if self._state & 7 != OPEN:
@@ -538,9 +533,9 @@ class MessageStream:
     async def _frame(self, payload: bytes, *, fin: bool) -> None:
         ws = self._ws
         await ws.wait_writable(len(payload))
-        if ws._state & 7 != OPEN:  # noqa: SLF001
+        if ws._state & 7 != OPEN:
             raise ws.closed_error()
-        ws._emit(encode_frame(self._opcode, payload, fin=fin))  # noqa: SLF001
+        ws._emit(encode_frame(self._opcode, payload, fin=fin))
         self._opcode = Opcode.CONTINUATION
         self.begun = True
 
@@ -581,9 +576,9 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
                 ws.abort(broken(error))
                 continue
             if sent != size:
-                ws._queue(frame, sent)  # noqa: SLF001
+                ws._queue(frame, sent)
             taken += 1
-        elif ws._state & 7 == OPEN and ws._offer(frame):  # noqa: SLF001
+        elif ws._state & 7 == OPEN and ws._offer(frame):
             taken += 1
     return taken
 

@@ -18,7 +18,7 @@ __all__ = ["Frame", "read_frame", "write_frame"]
 
 
 class Frame(NamedTuple):
-    """A frame as it travels, unmasked: `opcode` and `payload`, `fin`, the three reserved bits, whether it was masked."""
+    """A frame, unmasked: `opcode` and `payload`, `fin`, the three reserved bits, whether it came masked."""
 
     opcode: int
     payload: bytes

@@ -243,7 +243,7 @@ class HttpProtocol(Protocol):
         try:
             exchange.responder, exchange.rest = self._route(head)
         except Rejection as rejection:
-            if head.content_length or head.chunked:
+            if head.content_length or head.chunked or head.method == "CONNECT":
                 raise  # do not ask for a body that nobody wants; closing spares us reading it
             exchange.responder = fixed(as_response(rejection))
         return False

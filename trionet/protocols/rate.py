@@ -13,7 +13,6 @@ from trionet.protocols.channel import WebSocket
 
 if TYPE_CHECKING:
     from trionet.net.engine import Engine
-    from trionet.wire.messages import Event
 
 __all__ = ["RateLimit", "RateLimitedWebSocket"]
 
@@ -25,10 +24,10 @@ class RateLimit:
         self.messages = messages or float("inf")
         self.received = received or float("inf")
 
-    def charge(self, ws: RateLimitedWebSocket, events: list[Event], size: int) -> None:
-        """`ws` has received `size` bytes that completed `events`, control frames included."""
+    def charge(self, ws: RateLimitedWebSocket, events: int, size: int) -> None:
+        """`ws` has received `size` bytes that completed so many `events`, control frames included."""
         left = self.refill(ws)
-        left[1] -= len(events)
+        left[1] -= events
         left[2] -= size
         wait = self.wait(left)
         if wait > 0:

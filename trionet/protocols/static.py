@@ -87,7 +87,7 @@ class _File:
     def is_current(self) -> bool:
         """Whether what is at `path` now is still this."""
         try:
-            return _identity(os.stat(self.path)) == self.identity  # noqa: PTH116 - a str is what we have
+            return _identity(os.stat(self.path)) == self.identity
         except OSError:
             return False
 

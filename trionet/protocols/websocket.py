@@ -1,9 +1,9 @@
 """WebSocket: the upgrade, then messages to a `WebSocketHandler`. Everything that is the same for all connections.
 
-    OPENING    the request head is read in place; limits, origin check and `on_upgrade` run before the 101
-    OPEN       messages → `on_message`; silent for `ping_interval`: a Ping; no answer for `ping_timeout`: closed
-    CLOSING    our Close is sent; the peer's, or `close_timeout`, ends it
-    LINGERING  after a refusal or a broken rule: our side is shut, input is discarded for 2 s at most
+OPENING    the request head is read in place; limits, origin check and `on_upgrade` run before the 101
+OPEN       messages → `on_message`; silent for `ping_interval`: a Ping; no answer for `ping_timeout`: closed
+CLOSING    our Close is sent; the peer's, or `close_timeout`, ends it
+LINGERING  after a refusal or a broken rule: our side is shut, input is discarded for 2 s at most
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class WebSocketHandler:
     async def on_close(self, ws: WebSocket, closed: ConnectionClosed) -> None:
         """It has ended. Called once for each connection whose `on_open` was begun."""
 
-    async def on_chunk(self, ws: WebSocket, data: str | bytes, last: bool) -> None:  # noqa: FBT001
+    async def on_chunk(self, ws: WebSocket, data: str | bytes, last: bool) -> None:
         """Overridden, it gets each message in pieces as they arrive, and `on_message` gets none.
 
         `last` ends the message; `max_message` still bounds it, but nothing is kept.
@@ -84,7 +84,8 @@ class WebSocketProtocol(Protocol):
     clients that are no browsers), "*" all, else a list like ``["https://example.org"]``. `headers`: names kept for
     `Request.headers`. `on_header`: called with each other header as memoryviews, valid during the call only.
     `http`: a protocol for plain requests on the same port. `max_messages_per_second`, `max_bytes_per_second`: a peer
-    that sends more is not read from until a second's worth has refilled (control frames count). Queue limits and deadlines: see `Protocol`.
+    that sends more is not read from until a second's worth has refilled (control frames count). Queue limits and
+    deadlines: see `Protocol`.
     """
 
     connection_class = WebSocket
@@ -147,7 +148,10 @@ class WebSocketProtocol(Protocol):
             head_limits or HeadLimits(), frozenset(name.lower().encode() for name in headers), on_header
         )
         own = _overridden(handler)
-        self._decoder = MessageDecoder(max_message, max_frame or max_message, chunks="on_chunk" in own)
+        chunks = "on_chunk" in own
+        self._decoder = MessageDecoder(max_message, max_frame or max_message, chunks=chunks)
+        # Up to this size `WebSocket.run` decodes the common frame by itself.
+        self.short_cut = -1 if chunks else min(max_message, max_frame or max_message)
         self.on_message = handler.on_message
         self.on_chunk = handler.on_chunk
         self._on_upgrade = handler.on_upgrade if "on_upgrade" in own else None
@@ -208,7 +212,10 @@ class WebSocketProtocol(Protocol):
         except Rejection as rejection:
             self.refuse(ws, rejection, head=request.method == "HEAD")
             return
-        if ws._state & 7 != OPENING:  # it left, or ran out of time, meanwhile
+        if ws._state & 7 != OPENING or ws.closed is not None:  # it left, or ran out of time, meanwhile
+            return
+        if ws.engine.draining:
+            self.drain(ws)
             return
         ws.write(response)
         if ws._state & 7 != OPENING:
@@ -261,18 +268,18 @@ class WebSocketProtocol(Protocol):
 
     # ---------------------------------------------------------------- messages
 
-    def decode(self, ws: WebSocket, data: bytes) -> list[Event]:
+    def decode(self, ws: WebSocket, data: bytes) -> list[Event | ProtocolError]:
         """What `data` completes; a broken rule comes last, as the `ProtocolError` itself."""
-        events: list[Event] = []
+        events: list[Event | ProtocolError] = []
         try:
-            ws._input = self._decoder.decode(data, ws._input, events)
+            ws._input = self._decoder.decode(data, ws._input, events)  # type: ignore[arg-type]
         except ProtocolError as error:
             ws._input = None
             ws.pause_reading()
-            events.append(error)  # type: ignore[arg-type]
+            events.append(error)
         if self.rate is not None:
             assert isinstance(ws, RateLimitedWebSocket)
-            self.rate.charge(ws, events, len(data))
+            self.rate.charge(ws, len(events), len(data))
         return events
 
     def overheard(self, connection: WebSocket, data: bytes) -> int:
@@ -282,12 +289,10 @@ class WebSocketProtocol(Protocol):
             kept = connection._input
             connection._input = data if kept is None else kept + data
             return len(connection._input)
-        if state <= OPEN or not connection._said_goodbye():
-            connection.hold(self.decode(connection, data))
-        else:
-            for event in self.decode(connection, data):
-                if not isinstance(event, str | bytes):
-                    connection.hold([event])
+        events = self.decode(connection, data)
+        if state != OPEN and connection._said_goodbye():
+            events = [event for event in events if not isinstance(event, str | bytes)]
+        connection.hold(events)
         partial = connection._input
         return rare.held_size + (partial.held() if partial is not None else 0)
 
@@ -348,7 +353,7 @@ class WebSocketProtocol(Protocol):
 
     def drain(self, connection: WebSocket) -> None:
         if connection._state & 7 == OPENING:
-            if not connection._state & BUSY:
+            if connection.engine.runs(connection) or not connection._state & BUSY:
                 self.refuse(
                     connection,
                     Rejection(503, headers=[("Retry-After", "1")], body="The server is going away; try again.\n"),

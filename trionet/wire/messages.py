@@ -94,7 +94,7 @@ class MessageDecoder:
         while end - pos >= 2:
             first, second = data[pos], data[pos + 1]
             # The common case, open-coded: a whole, masked, unfragmented text or binary frame.
-            if (first == 0x81 or first == 0x82) and second >= 0x80 and (partial is None or not partial.opcode):
+            if (first == 0x81 or first == 0x82) and second >= 0x80 and (partial is None or not partial.opcode):  # noqa: PLR1714
                 length, body = second - 0x80, pos + 6
                 if length == 126:
                     length, body = (data[pos + 2] << 8 | data[pos + 3] if end - pos >= 8 else 0), pos + 8
