@@ -44,7 +44,14 @@ try:
 except ImportError:  # pragma: no cover
     _lock_owners = None  # type: ignore[assignment]
 
-_UNKNOWN = object()  # stands for a cancel status that this version of Trio does not show: nothing equals it
+
+class _Opaque:
+    """Stands for a task of a Trio that does not show which cancel scope is open: any may be."""
+
+    @property
+    def _cancel_status(self) -> object:
+        return object()
+
 
 _SLICE = 0.001  # seconds of work without a pause after which other tasks get a turn
 _CREDIT = 64  # operations that never wait, after which a handler lets others run
@@ -91,11 +98,13 @@ class PoolStatistics:
 class Worker:
     """One task of the pool."""
 
-    __slots__ = ("detached", "holding", "job", "task", "yielded")
+    __slots__ = ("detached", "holding", "job", "shown", "task", "yielded")
 
-    def __init__(self) -> None:
+    def __init__(self, task: trio.lowlevel.Task) -> None:
         self.job: Any = None  # set while its job is suspended
-        self.task: trio.lowlevel.Task
+        self.task = task
+        # What shows `_cancel_status`: the task, or, where Trio's tasks do not have it, something that never matches.
+        self.shown: Any = task if hasattr(task, "_cancel_status") else _Opaque()
         self.yielded = False
         self.detached = False
         self.holding = False  # a token
@@ -332,7 +341,7 @@ class TaskPool:
             return False
         task = worker.task
         return (
-            getattr(task, "_cancel_status", None) is self.status
+            worker.shown._cancel_status is self.status
             and not task.child_nurseries
             and task not in _lock_owners
         )
@@ -369,7 +378,7 @@ class TaskPool:
     def _spawn(self) -> None:
         assert self._nursery is not None
         self._workers += 1
-        self._nursery.start_soon(self._work, Worker())
+        self._nursery.start_soon(self._work)
 
     def _wake_one(self) -> None:
         """See to it that somebody takes the queue, or the lead."""
@@ -394,8 +403,8 @@ class TaskPool:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     @enable_ki_protection
-    async def _work(self, worker: Worker) -> None:
-        worker.task = trio.lowlevel.current_task()
+    async def _work(self) -> None:
+        worker = Worker(trio.lowlevel.current_task())
         ready = self.ready
         try:
             while not worker.detached:
@@ -462,7 +471,7 @@ class TaskPool:
     def _drive(self, worker: Worker) -> Generator[Any, Any, None]:
         """Run jobs until the queue is empty, passing on to Trio what they yield, unless it is a `Parked`."""
         ready = self.ready
-        status = getattr(worker.task, "_cancel_status", _UNKNOWN)
+        status = worker.shown._cancel_status
         while ready and not worker.detached:
             if ready[0].__class__ is Parked:
                 parked = ready.popleft()
@@ -626,8 +635,7 @@ class TaskPool:
     async def _unwind_some(self) -> None:
         while self.parked:
             parked = self.parked.pop()
-            worker = Worker()
-            worker.task = trio.lowlevel.current_task()
+            worker = Worker(trio.lowlevel.current_task())
             self.ready.append(parked)
             del parked
             try:

@@ -173,10 +173,11 @@ class WebSocket(Connection):
         del events
         mine = (rest, last, size)
         pool.cork, pool.corked, pool.rest = [], 0, mine
+        on_message = self.protocol.on_message
         try:
             for event in rest:
                 if self._state == OPEN and (event.__class__ is str or event.__class__ is bytes):
-                    await self.protocol.on_message(self, event)
+                    await on_message(self, event)
                 else:
                     await self._handle(event)
             if pool.rest is mine:  # nobody has taken them for later
@@ -288,13 +289,16 @@ class WebSocket(Connection):
         if (
             pool.credit < 0
             or pool.running is None
-            or getattr(pool.running.task, "_cancel_status", None) is not pool.status
+            or pool.running.shown._cancel_status is not pool.status
         ):
             await pool.breathe()
             if self._state & 7 != OPEN:
                 raise self._not_open()
-        if pool.cork is not None and pool.job is self:
-            self._emit(frame)
+        if pool.cork is not None and pool.job is self:  # as `_emit` does
+            pool.cork.append(frame)
+            pool.corked += len(frame)
+            if pool.rest is None or pool.corked >= _CORK_LIMIT:
+                self.uncork()
             return
         if (self._out is not None or self._rare is not None) and not await self._admit(frame):
             return

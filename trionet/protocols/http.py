@@ -22,6 +22,7 @@ import trio
 from trionet.errors import ConfigurationError, ConnectionClosed, Rejection
 from trionet.net.connection import BUSY, OPEN, OPENING, Connection
 from trionet.protocols.base import Protocol
+from trionet.protocols.channel import WebSocket
 from trionet.protocols.responders import HttpRequest, Responder, Response, as_responder, as_response, fixed
 from trionet.protocols.websocket import http_date
 from trionet.wire.handshake import HeadLimits, HeadScanner, Request
@@ -151,8 +152,8 @@ class HttpProtocol(Protocol):
         """
         connection.data = connection.protocol
         connection.protocol = self
-        # Same layout, and none of the methods that read and write frames.
-        connection.__class__ = Connection
+        # The same layout without the methods that read and write frames.
+        connection.__class__ = next(c for c in type(connection).__mro__ if not issubclass(c, WebSocket))
         connection.opened()
         await self.data_received(connection, data)
 
@@ -287,7 +288,7 @@ class HttpProtocol(Protocol):
         headers += [(name.encode(), value.encode("latin-1")) for name, value in response.headers]
         if response.length is not None and not bodiless:
             headers.append((b"Content-Length", b"%d" % response.length))
-        if exchange.last or getattr(connection.engine, "draining", False):
+        if exchange.last or connection.engine.draining:
             headers.append((b"Connection", b"close"))
         first = parser.send(
             h11.Response(

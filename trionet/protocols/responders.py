@@ -74,7 +74,7 @@ class HttpRequest:
     @property
     def draining(self) -> bool:
         """Whether the server is going away."""
-        return getattr(self.connection.engine, "draining", False)
+        return self.connection.engine.draining
 
 
 class Response:

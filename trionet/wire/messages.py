@@ -91,26 +91,27 @@ class MessageDecoder:
                 data, partial.head = partial.head + data, b""
         end = len(data)
         limit = -1 if self.chunks or not self.masked else min(self.max_message, self.max_frame)
+        between = partial is None or not partial.opcode  # no message is under way
+        unmask, append = apply_mask, out.append
         while end - pos >= 2:
             first, second = data[pos], data[pos + 1]
             # The common case, open-coded: a whole, masked, unfragmented text or binary frame.
-            if (first == 0x81 or first == 0x82) and second >= 0x80 and (partial is None or not partial.opcode):  # noqa: PLR1714
+            if (first == 0x81 or first == 0x82) and second >= 0x80 and between:  # noqa: PLR1714
                 length, body = second - 0x80, pos + 6
-                if length == 126:
-                    length, body = (data[pos + 2] << 8 | data[pos + 3] if end - pos >= 8 else 0), pos + 8
+                if length >= 126:
+                    body += 2
+                    length = data[pos + 2] << 8 | data[pos + 3] if length == 126 and end - pos >= 8 else 0
                     if length < 126:
-                        length = end  # not there yet, or not minimal: the careful way decides
-                elif length == 127:
-                    length = end
+                        length = end  # long, not there yet, or not minimal: the careful way decides
                 stop = body + length
                 if stop <= end and length <= limit:
-                    payload = apply_mask(data[body:stop], data[body - 4 : body])
+                    payload = unmask(data[body:stop], data[body - 4 : body])
                     pos = stop
                     if first == 0x82:
-                        out.append(payload)
+                        append(payload)
                         continue
                     try:
-                        out.append(payload.decode())
+                        append(payload.decode())
                     except UnicodeDecodeError:
                         raise _not_utf8() from None
                     continue
@@ -137,6 +138,7 @@ class MessageDecoder:
                 continue
             self._begin(partial, header)
             pos = self._payload(partial, data, pos, out)
+            between = not partial.opcode
         if partial is not None:
             partial.head = data[pos:] if pos else data
             if not (partial.head or partial.opcode):
