@@ -28,6 +28,7 @@ from trionet.net.listener import Endpoint, Listener, open_listeners
 from trionet.net.poller import PollerStatistics
 from trionet.net.pool import PoolStatistics, TaskPool
 from trionet.net.wheel import WheelStatistics
+from trionet.protocols.channel import WebSocket
 
 __all__ = ["Server", "ServerStatistics", "open_server", "serve"]
 
@@ -81,6 +82,13 @@ class Server:
     def connections(self) -> Iterator[Connection]:
         """The connections there are now; safe against changes while iterating."""
         return iter(self.engine)
+
+    @property
+    def websockets(self) -> Iterator[WebSocket]:
+        """Those of `connections` that speak WebSocket and are open: what `broadcast` may be given."""
+        return (
+            connection for connection in self.engine if isinstance(connection, WebSocket) and connection.is_open
+        )
 
     def statistics(self) -> ServerStatistics:
         """A snapshot of all counters."""

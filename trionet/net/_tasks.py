@@ -76,20 +76,22 @@ class TaskPoller(Poller):
     async def _watch(self, fd: int, watch: _Watch, bit: int, wait: Callable[[int], Awaitable[None]]) -> None:
         with trio.CancelScope() as scope:
             watch.scopes.append(scope)
-            while True:
+            while not watch.ended:
                 try:
                     await wait(fd)
                 except (trio.ClosedResourceError, OSError):
                     return  # closed without `unregister`: nothing to report any more
-                if watch.ended:  # taken back between the event and now
-                    return
-                watch.bits |= int(bit)
-                self._ready[fd] = watch
-                self._some.set()
+                self._report(fd, watch, bit)
                 if watch.once:
                     return
                 # Level-triggered, yet not in a loop of its own: look again once this event was fetched.
                 await watch.taken.wait()
+
+    def _report(self, fd: int, watch: _Watch, bit: int) -> None:
+        if not watch.ended:  # it may have been taken back between the event and now
+            watch.bits |= int(bit)
+            self._ready[fd] = watch
+            self._some.set()
 
     def poll(self, limit: int = 256) -> list[tuple[int, int]]:
         self.polls += 1

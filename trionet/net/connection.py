@@ -159,6 +159,11 @@ class Connection:
         return self._rare.closed if self._rare is not None else None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is in use: greeted, and not closing."""
+        return self._state & _STATE == OPEN
+
+    @property
     def queued(self) -> int:
         """Bytes waiting for the peer to read (frames count `FRAME_COST` more each)."""
         return self._out.size if self._out is not None else 0

@@ -564,7 +564,8 @@ class MessageStream:
 def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
     """Send `message` to each connection that is open. Encodes it once, never waits; returns how many took it.
 
-    For a peer that is slow its `SlowConsumer` policy decides; with WAIT it is left out.
+    For a peer that is slow its `SlowConsumer` policy decides; with WAIT it is left out. (`Server.websockets` has all
+    connections of a server; `Server.connections` may have some that speak plain HTTP.)
     """
     frame = _encode(message)
     write = system.write

@@ -55,12 +55,18 @@ class RateLimit:
         return max(owed)
 
 
-class RateLimitedWebSocket(WebSocket):
-    """A `WebSocket` whose protocol limits rates. One word more."""
+class _Rated(Connection):
+    """One word more. Below `WebSocket`, so that a connection can turn into this when it is served plain HTTP."""
 
     __slots__ = ("allowance",)
 
     allowance: list[float] | None
+
+
+class RateLimitedWebSocket(WebSocket, _Rated):
+    """A `WebSocket` whose protocol limits rates."""
+
+    __slots__ = ()
 
     def __init__(self, engine: Engine, fd: int, protocol: ProtocolInterface) -> None:
         super().__init__(engine, fd, protocol)

@@ -101,7 +101,8 @@ class _File:
 
     def _read(self, offset: int) -> bytes:
         with _Opened(self.path) as (fd, status):
-            piece = os.pread(fd, min(_SMALL, self.size - offset), offset) if hasattr(os, "pread") else b""
+            os.lseek(fd, offset, os.SEEK_SET)
+            piece = os.read(fd, min(_SMALL, self.size - offset))
             if _identity(status) != self.identity or not piece:
                 raise OSError(errno.ESTALE, "the file changed while it was sent", self.path)
             return piece
@@ -251,7 +252,7 @@ def _name(segment: str) -> str:
         not name
         or (name[0] == "." and name != ".well-known")  # hidden, and "." and ".."
         or any(character in name for character in "/\\\0")
-        or (os.name == "nt" and (":" in name or name[-1] in ". " or os.path.isreserved(name)))  # type: ignore[attr-defined]
+        or (os.name == "nt" and (":" in name or name[-1] in ". "))  # streams, and other spellings of a name
     ):
         raise refuse(404, "There is nothing here.")
     return name
