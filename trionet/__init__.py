@@ -10,6 +10,7 @@ Where things are, in the order to read them:
     net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
     wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
 """
+
 from __future__ import annotations
 
 from trionet._version import __version__ as __version__
@@ -20,11 +21,16 @@ from trionet.errors import Rejection as Rejection
 from trionet.errors import TrionetError as TrionetError
 from trionet.net.connection import Connection as Connection
 from trionet.net.engine import Engine as Engine
+from trionet.net.gate import GateStatistics as GateStatistics
 from trionet.net.listener import Endpoint as Endpoint
+from trionet.net.listener import Listener as Listener
 from trionet.net.poller import Event as Event
 from trionet.net.poller import Poller as Poller
+from trionet.net.poller import PollerStatistics as PollerStatistics
 from trionet.net.poller import open_poller as open_poller
+from trionet.net.pool import PoolStatistics as PoolStatistics
 from trionet.net.pool import TaskPool as TaskPool
+from trionet.net.wheel import WheelStatistics as WheelStatistics
 from trionet.protocols.base import Protocol as Protocol
 from trionet.protocols.channel import MessageStream as MessageStream
 from trionet.protocols.channel import PreparedMessage as PreparedMessage
@@ -37,6 +43,7 @@ from trionet.protocols.frame_stream import write_frame as write_frame
 from trionet.protocols.http import HttpProtocol as HttpProtocol
 from trionet.protocols.line import LineConnection as LineConnection
 from trionet.protocols.line import LineProtocol as LineProtocol
+from trionet.protocols.registry import Registry as Registry
 from trionet.protocols.responders import Health as Health
 from trionet.protocols.responders import HttpRequest as HttpRequest
 from trionet.protocols.responders import Responder as Responder
@@ -47,6 +54,7 @@ from trionet.protocols.websocket import Accept as Accept
 from trionet.protocols.websocket import WebSocketHandler as WebSocketHandler
 from trionet.protocols.websocket import WebSocketProtocol as WebSocketProtocol
 from trionet.server import Server as Server
+from trionet.server import ServerStatistics as ServerStatistics
 from trionet.server import open_server as open_server
 from trionet.server import serve as serve
 from trionet.wire.closing import CloseCode as CloseCode
@@ -63,22 +71,28 @@ __all__ = [
     "Engine",
     "Event",
     "Frame",
+    "GateStatistics",
     "HeadLimits",
     "Health",
     "HttpProtocol",
     "HttpRequest",
     "LineConnection",
     "LineProtocol",
+    "Listener",
     "MessageStream",
     "Poller",
+    "PollerStatistics",
+    "PoolStatistics",
     "PreparedMessage",
     "Protocol",
     "ProtocolError",
+    "Registry",
     "Rejection",
     "Request",
     "Responder",
     "Response",
     "Server",
+    "ServerStatistics",
     "SlowConsumer",
     "StaticFile",
     "StaticFiles",
@@ -87,6 +101,7 @@ __all__ = [
     "WebSocket",
     "WebSocketHandler",
     "WebSocketProtocol",
+    "WheelStatistics",
     "__version__",
     "broadcast",
     "open_poller",

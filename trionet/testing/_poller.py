@@ -6,7 +6,8 @@ import contextlib
 import inspect
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, cast
 
 import trio
 import trio.testing
@@ -130,6 +131,19 @@ class _Check:
         self.poller.modify(fd, 0)
         await self.silent()
 
+    async def step_again(self) -> None:
+        """A descriptor may be forgotten and watched again at once, as often as one likes."""
+        for interest in (_READ, _WRITE):
+            ours, peer = self.pair()
+            fd = ours.fileno()
+            peer.send(b"x")
+            self.poller.register(fd, interest)
+            for _ in range(3):
+                assert list(await self.some()) == [fd]
+                self.poller.unregister(fd)
+                self.poller.register(fd, interest)
+            self.poller.unregister(fd)
+
     async def step_taken_back(self) -> None:
         """An event that has come but was not fetched is not reported after `modify` or `unregister` took it back."""
         first, peer = self.pair()
@@ -213,7 +227,8 @@ class _Check:
         self.poller.start(ours)
         peer.send(b"x")
         rounds = 0
-        async with contextlib.aclosing(aiter(self.poller)) as events:
+        iterator = cast(AsyncGenerator[tuple[Any, Event], None], aiter(self.poller))
+        async with contextlib.aclosing(iterator) as events:
             async for item, event in events:
                 assert item is ours
                 assert event & Event.READ

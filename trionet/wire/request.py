@@ -89,7 +89,7 @@ class Request:
 
     @property
     def host(self) -> str:
-        """The authority the client asked for, `host` or `host:port` in lower case.
+        """The authority the client asked for, "host" or "host:port" in lower case.
 
         From the target if it names one, else from the Host header. Empty if HTTP/1.0 left it out.
         """
