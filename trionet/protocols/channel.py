@@ -143,6 +143,8 @@ class WebSocket(Connection):
                     return await self._settle()
             data = None  # or it would be kept for as long as the handler waits
             await self.protocol.on_message(self, payload)
+        elif 6 <= size < 132 and data[0] in b"\x88\x89\x8a" and data[1] == size + 122 and self._input is None:
+            self.control(Control(data[0] & 15, apply_mask(data[6:], data[2:6])))
         elif size:
             events = self.protocol.decode(self, data)
             data = None

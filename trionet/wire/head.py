@@ -51,7 +51,9 @@ _LONGEST_METHOD = 32
 _PARTS = {
     b"T": TOKEN,
     b"V": VALUE,
-    b"U": rb"\x21\x22\x24-\x7e",  # no spaces, no fragment (RFC 9112, 3.2), nothing beyond ASCII
+    # No spaces, no fragment (RFC 9112, 3.2), nothing beyond ASCII, no `"<>`. RFC 3986 has no \^`{|}[] and no bare
+    # % there either, but browsers send these as they are (WHATWG URL, query percent-encode set).
+    b"U": rb"\x21\x24-\x3b\x3d\x3f-\x7e",
     b"N": b"%d" % _LONGEST_METHOD,
 }
 
@@ -78,6 +80,7 @@ _CR, _LF, _SP, _HTAB, _COLON, _TLS_HANDSHAKE = b"\r\n \t:\x16"
 _HANDSHAKE = (
     b"connection",
     b"content-length",
+    b"expect",
     b"host",
     b"origin",
     b"sec-websocket-extensions",
@@ -166,19 +169,16 @@ class HeadScanner:
             authority, target = read_request_line(method, target, major)
         start, end = match.span(5)
 
-        found: dict[bytes, bytes] = {}
+        fields = self._fields.findall(data, start - 1, end)  # from the LF before the first name
+        # OWS is all the pattern lets be stripped.
+        found = {name.lower(): value.strip() for name, value in fields}
+        repeated = _NEVER if len(found) == len(fields) else _join_repeated(fields, found)
         kept: dict[str, list[str]] = {}
-        repeated = _NEVER
-        names = self._names
-        for name, value in self._fields.findall(data, start - 1, end):  # from the LF before the first name
-            name = name.lower()  # noqa: PLW2901 - one name for one thing
-            value = value.strip()  # noqa: PLW2901 - OWS is all the pattern lets be stripped
-            if name in names:
-                kept.setdefault(name.decode(), []).append(value.decode("latin-1"))
+        for name in self._names:
             if name in found:
-                repeated |= {name}
-                value = found[name] + b", " + value  # noqa: PLW2901 - one list (RFC 9110, 5.3)
-            found[name] = value
+                kept[name.decode()] = [
+                    value.strip().decode("latin-1") for other, value in fields if other.lower() == name
+                ]
 
         one_dot = 0 if minor == b"0" else 1
         host = read_host(found.get(b"host"), authority, repeated, one_dot, target)
@@ -207,7 +207,7 @@ class HeadScanner:
         self._judge(data, data.rfind(b"\n", 0, searched) + 1)
 
     def _judge(self, data: bytes | bytearray, line: int) -> None:
-        """X    Return if there is none: the head is whole, or more bytes can complete it."""
+        """Raise the `Rejection` for the earliest fault; return if the head is whole or more bytes can complete it."""
         limits = self._limits
         end = min(len(data), limits.total)
         first = _BLANKS.match(data).end()  # type: ignore[union-attr] # it matches the empty string
@@ -236,6 +236,20 @@ class HeadScanner:
             break
         if len(data) >= limits.total:
             raise refuse(431, f"A request head of more than {limits.total} bytes; send less.")
+
+
+def _join_repeated(fields: list[tuple[bytes, bytes]], found: dict[bytes, bytes]) -> frozenset[bytes]:
+    """Make one list of the lines of a name that came more than once (RFC 9110, 5.3); return these names."""
+    seen: dict[bytes, bytes] = {}
+    repeated = set()
+    for name, value in ((name.lower(), value.strip()) for name, value in fields):
+        if name in seen:
+            repeated.add(name)
+            seen[name] += b", " + value
+        else:
+            seen[name] = value
+    found.update(seen)
+    return frozenset(repeated)
 
 
 def _stop(pattern: re.Pattern[bytes], data: bytes | bytearray, line: int, end: int) -> int:

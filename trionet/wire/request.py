@@ -133,7 +133,11 @@ class Request:
 
         An Upgrade header in HTTP/1.0 must be ignored (RFC 9110, 7.8).
         """
-        return self._minor > 0 and self._lists(b"upgrade", b"websocket") and self._lists(b"connection", b"upgrade")
+        return (
+            self._minor > 0
+            and self._lists(b"upgrade", b"websocket")
+            and self._lists(b"connection", b"upgrade")
+        )
 
     @property
     def websocket(self) -> bool:
@@ -152,6 +156,11 @@ class Request:
         """Whether the header `name` came and its list has `element` (both in lower case)."""
         value = self._found.get(name)
         return value is not None and has_element(value, element)
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether "100-continue" is expected: a 100 must be sent, also before a 101 (RFC 9110, 7.8)."""
+        return self._minor > 0 and self._lists(b"expect", b"100-continue")
 
     @property
     def content_length(self) -> int | None:
