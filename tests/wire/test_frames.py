@@ -138,6 +138,8 @@ def test_a_frame_is_read_as_it_was_written(opcode, payload, fin, rsv, key):
     """Header and payload of any frame come back, and every frame is its header and its payload long."""
     frame = encode_frame(opcode, payload, fin=fin, rsv=rsv, key=key)
     header = parse_header(frame)
-    assert header == Header(fin, rsv, opcode, key is not None, len(payload), key or b"", len(frame) - len(payload))
+    assert header == Header(
+        fin, rsv, opcode, key is not None, len(payload), key or b"", len(frame) - len(payload)
+    )
     body = frame[header.size :]
     assert (apply_mask_py(body, key) if key else body) == payload

@@ -56,7 +56,8 @@ def test_a_payload_may_be_unmasked_in_two_pieces(data, key, cut):
 
 
 @pytest.mark.parametrize(
-    "offset,rotated", [(0, b"abcd"), (1, b"bcda"), (2, b"cdab"), (3, b"dabc"), (4, b"abcd"), (70_001, b"bcda")]
+    "offset,rotated",
+    [(0, b"abcd"), (1, b"bcda"), (2, b"cdab"), (3, b"dabc"), (4, b"abcd"), (70_001, b"bcda")],
 )
 def test_rotate_key(offset, rotated):
     """The key begins at the byte that masks position `offset`."""

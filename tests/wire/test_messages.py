@@ -111,7 +111,9 @@ def test_long_messages(size):
     data = frame(B, bytes(size))
     for step in (1448, 65536, len(data)):
         receiver = Receiver()
-        found = [event for at in range(0, len(data), step) for event in receiver.receive(data[at : at + step])]
+        found = [
+            event for at in range(0, len(data), step) for event in receiver.receive(data[at : at + step])
+        ]
         assert found == [bytes(size)]
         assert receiver.partial is None
 
@@ -216,7 +218,9 @@ def test_text_fails_at_the_exact_byte_of_a_fragment(text, at):
     assert receiver.fault == 1007
 
 
-@pytest.mark.parametrize("last", ["\ud7ff", "\ue000", "\uffff", "\U0010ffff", "\x7f", "\x80", "\u07ff", "\u0800"])
+@pytest.mark.parametrize(
+    "last", ["\ud7ff", "\ue000", "\uffff", "\U0010ffff", "\x7f", "\x80", "\u07ff", "\u0800"]
+)
 def test_the_borders_of_unicode_are_text(last):
     """The code points next to what is forbidden pass, byte by byte."""
     receiver = Receiver()
@@ -363,7 +367,9 @@ def ours(pieces):
 
 
 TEXTS = st.text(max_size=40).map(str.encode)
-PAYLOADS = st.one_of(TEXTS, st.binary(max_size=40), st.sampled_from([case[0] for case in UTF8]), st.just(b"x" * 130))
+PAYLOADS = st.one_of(
+    TEXTS, st.binary(max_size=40), st.sampled_from([case[0] for case in UTF8]), st.just(b"x" * 130)
+)
 
 
 @st.composite
@@ -385,7 +391,9 @@ def frames(draw):
 
 CLOSES = st.one_of(
     st.just(b""),
-    st.sampled_from([b"\x03\xe8", b"\x03\xe8bye", b"\x03\xed", b"\x03", b"\x03\xe8\xff", b"\x0f\xa0", b"\x13\x88"]),
+    st.sampled_from(
+        [b"\x03\xe8", b"\x03\xe8bye", b"\x03\xed", b"\x03", b"\x03\xe8\xff", b"\x0f\xa0", b"\x13\x88"]
+    ),
 ).map(lambda payload: frame(CLOSE, payload))
 
 

@@ -171,7 +171,9 @@ async def open_listeners(endpoint: Endpoint) -> list[Listener]:
     return listeners
 
 
-def _listen(family: int, kind: int, proto: int, endpoint: Endpoint, address: tuple[Any, ...]) -> socket.socket:
+def _listen(
+    family: int, kind: int, proto: int, endpoint: Endpoint, address: tuple[Any, ...]
+) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         _bind(sock, endpoint, address)

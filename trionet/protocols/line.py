@@ -48,14 +48,15 @@ class LineProtocol(Protocol):
             data = connection._input + data
             connection._input = None
         *lines, rest = data.split(b"\n")
-        for line in lines:
+        for ended in lines:
+            line = ended.removesuffix(b"\r")
             if len(line) > self.max_line:
                 break
-            await self.handler(connection, line.removesuffix(b"\r"))
+            await self.handler(connection, line)
             if connection.closed is not None:
                 return
         else:
-            if len(rest) <= self.max_line:
+            if len(rest.removesuffix(b"\r")) <= self.max_line:  # its LF may be next
                 connection._input = rest or None
                 return
         connection.write(b"line too long: at most %d bytes\r\n" % self.max_line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trionet.net.connection import Connection, ProtocolInterface
+from trionet.net.connection import OPEN, Connection, ProtocolInterface
 from trionet.protocols.channel import WebSocket
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ class RateLimitedWebSocket(WebSocket, _Rated):
 
     @property
     def throttled(self) -> bool:
-        """Also while it has used up its rate."""
+        """Also while it has used up its rate; once we have said goodbye only the answer to that matters."""
         limit = self.protocol.rate
-        if limit is not None and self.allowance is not None and limit.wait(limit.refill(self)) > 0:
-            return True
+        if limit is not None and self.allowance is not None and self._state & 7 == OPEN:
+            if limit.wait(limit.refill(self)) > 0:
+                return True
         return Connection.throttled.fget(self)  # type: ignore[attr-defined, no-any-return]

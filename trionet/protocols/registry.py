@@ -25,7 +25,12 @@ class Registry:
         return len(self._keys)
 
     def assign(self, ws: WebSocket, key: Hashable) -> None:
-        """Give `ws` a key, such as a user's name; several connections may share one. Replaces an earlier key."""
+        """Give `ws` a key, such as a user's name; several connections may share one. Replaces an earlier key.
+
+        Does nothing for a connection that has ended: nobody would take it out again.
+        """
+        if ws.fd < 0:
+            return
         self.used = True
         self._unassign(ws)
         self._keys[ws] = key
@@ -46,6 +51,8 @@ class Registry:
         """Close `ws` with 1008 in `seconds` (as when its token expires); None takes that back."""
         if seconds is None:
             self._expiries.pop(ws, None)
+            return
+        if ws.fd < 0:
             return
         self.used = True
         engine = ws.engine

@@ -3,6 +3,7 @@
 `check_poller` is the contract of a poller backend; `FEEDS`, `whole`, `bytewise` and `splits` are the ways in which
 bytes may arrive at a codec. Nothing here imports pytest.
 """
+
 from __future__ import annotations
 
 from trionet.testing._feeds import FEEDS as FEEDS

@@ -1,11 +1,11 @@
-"""Ways in which the same bytes may arrive. A codec must not care which.
+r"""Ways in which the same bytes may arrive. A codec must not care which.
 
 A test is given each of them::
 
     @pytest.mark.parametrize("feed", trionet.testing.FEEDS)
     def test_a_line(feed):
         splitter = Splitter()
-        assert list(feed(splitter.receive, b"hello\\r\\n")) == [b"hello"]
+        assert list(feed(splitter.receive, b"hello\r\n")) == [b"hello"]
 """
 
 from __future__ import annotations

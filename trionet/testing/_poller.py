@@ -227,7 +227,7 @@ class _Check:
         self.poller.start(ours)
         peer.send(b"x")
         rounds = 0
-        iterator = cast(AsyncGenerator[tuple[Any, Event], None], aiter(self.poller))
+        iterator = cast("AsyncGenerator[tuple[Any, Event], None]", aiter(self.poller))
         async with contextlib.aclosing(iterator) as events:
             async for item, event in events:
                 assert item is ours
