@@ -97,6 +97,8 @@ def test_a_cut_anywhere_changes_nothing(name):
 def test_trailing_bytes_are_kept_for_the_next_read(name):
     """The beginning of another frame behind the last one is held, and only that."""
     data, expected = ARRIVALS[name]
+    if isinstance(expected[-1], Control) and expected[-1].opcode == CLOSE:
+        data, expected = data[: -len(frame(CLOSE, expected[-1].payload))], expected[:-1]
     for size in range(1, len(HELLO)):
         receiver = Receiver()
         assert receiver.receive(data + HELLO[:size]) == expected

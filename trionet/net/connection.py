@@ -86,6 +86,7 @@ class Rare:
     closed: ConnectionClosed | None = None
     deadline = 0  # tick at which CLOSING or LINGERING ends
     ended: list[Waiter | Parked] | None = None  # who waits for the end
+    eof = False  # the end of input came while its handler was suspended
     held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
     held_size = 0
     pings: Any = None
@@ -96,7 +97,14 @@ class Rare:
     def needed(self) -> bool:
         """Whether anything is kept here."""
         return bool(
-            self.closed or self.held or self.ended or self.pings or self.request or self.stream or self.deadline
+            self.closed
+            or self.held
+            or self.eof
+            or self.ended
+            or self.pings
+            or self.request
+            or self.stream
+            or self.deadline
         )
 
 
@@ -221,13 +229,17 @@ class Connection:
         """Input for a connection whose handler is suspended: read it, let the protocol keep it, within `read_ahead`."""
         rare = self.rare()
         data = self._receive()
-        if data:
+        if data is not None and self._state & _STATE >= LINGERING:  # discarded; the end of input ends it
+            if not data:
+                self.abort()
+        elif data:
             rare.held_size = self.protocol.overheard(self, data)
             if rare.held_size >= self.protocol.read_ahead or self.throttled:
                 self.pause_reading()
         elif data is not None:
             self._state |= EOF
             self.pause_reading()
+            rare.eof = True
             self.protocol.eof_overheard(self)
 
     async def _settle(self) -> bool | None:
@@ -235,8 +247,10 @@ class Connection:
         if self._state & BUSY:
             while self._rare is not None and self._rare.held_size:
                 await self.protocol.catch_up(self)
-            if self._state & EOF and self._state & _STATE < LINGERING:
-                await self.protocol.eof_received(self)
+            if self._rare is not None and self._rare.eof:
+                self._rare.eof = False
+                if self._state & _STATE < LINGERING:
+                    await self.protocol.eof_received(self)
         if self._state & _STATE == CLOSED:
             self._state += GONE - CLOSED
             lost = self.protocol.lost(self)
@@ -279,6 +293,8 @@ class Connection:
     def resume_reading(self) -> None:
         """Watch for input again, unless there is a reason not to."""
         state = self._state
+        if state & FLUSHING and state & _STATE < LINGERING:
+            return  # `finish`: nothing more is read
         if state & PAUSED and not state & EOF and self.fd >= 0 and not self.throttled:
             self._state = state & ~PAUSED
             self.engine.poller.modify(self.fd, 1)
@@ -403,10 +419,11 @@ class Connection:
         if self._state & _STATE >= LINGERING:
             return
         self._leave(LINGERING)
-        self.bound_state(seconds)
         if self._out is None:
+            self.bound_state(seconds)
             self._flushed()
-        else:
+        else:  # the bound for discarding begins when the last words have been sent
+            self.bound_state(self.protocol.write_timeout)
             self._state |= FLUSHING
         if self._state & EOF:
             self.finish()
@@ -416,6 +433,7 @@ class Connection:
         self._state &= ~FLUSHING
         if self._state & _STATE == LINGERING and not self._state & EOF:
             system.shutdown_write(self.fd)
+            self.bound_state(2.0)
         else:
             self._release()
 

@@ -115,7 +115,10 @@ class Engine:
         self.opened += 1
         self.opening += 1
         self.poller.register(fd)
-        protocol.connection_made(connection)
+        try:
+            protocol.connection_made(connection)
+        except Exception as error:  # noqa: BLE001 - a protocol's mistake costs its connection only
+            protocol.handler_failed(connection, error)
         return connection
 
     def watch(self, fd: int, job: Any) -> None:
@@ -203,14 +206,17 @@ class Engine:
 
     async def _close_all(self) -> None:
         """Hard stop: what is open is closed; each `connection_lost` runs, under cancellation, to its first wait."""
-        for connection in self:
+        # Those cut off, and those waiting for their last job, may have released their descriptor before.
+        jobs = dict.fromkeys([*self, *self.pool.cut_off, *self.pool.ready])
+        connections = [job for job in jobs if isinstance(job, Connection)]
+        for connection in connections:
             connection._state &= ~BUSY
             connection.abort()
-        jobs = [job for job in self.pool.ready if isinstance(job, Connection)]
+        self.pool.cut_off.clear()
         self.pool.ready.clear()
         with trio.CancelScope() as scope:
             scope.cancel()
-            for connection in jobs:
+            for connection in connections:
                 try:
                     await connection.run()
                 except trio.Cancelled:

@@ -171,12 +171,13 @@ class AcceptGate:
 class _Door:
     """A listener as a job of the pool."""
 
-    __slots__ = ("_state", "gate", "listener")
+    __slots__ = ("_due", "_state", "gate", "listener")
 
     def __init__(self, gate: AcceptGate, listener: Listener) -> None:
         self.gate = gate
         self.listener = listener
         self._state = 0  # never busy
+        self._due = 0  # nor due: its number may have an entry in the wheel that a closed connection left
 
     async def run(self) -> None:
         self.gate.accept_some(self.listener)

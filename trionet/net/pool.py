@@ -98,7 +98,7 @@ class PoolStatistics:
 class Worker:
     """One task of the pool."""
 
-    __slots__ = ("detached", "holding", "job", "shown", "task", "yielded")
+    __slots__ = ("deadline", "detached", "holding", "job", "shown", "task", "yielded")
 
     def __init__(self, task: trio.lowlevel.Task) -> None:
         self.job: Any = None  # set while its job is suspended
@@ -108,6 +108,7 @@ class Worker:
         self.yielded = False
         self.detached = False
         self.holding = False  # a token
+        self.deadline = 0.0  # the end of its grace, while it is suspended
 
 
 class Waiter:
@@ -228,7 +229,8 @@ class TaskPool:
         self._idle: list[trio.lowlevel.Task] = []
         self._leader: Worker | None = None
         self._workers = 0  # not detached
-        self._grace: deque[tuple[float, Worker, Any]] = deque()
+        self._grace: deque[tuple[float, Worker]] = deque()
+        self.cut_off: list[Any] = []  # jobs that a hard stop ended
         self._overseer: trio.lowlevel.Task | None = None
         self._slice_end = 0.0
         self._context: contextvars.Context
@@ -248,13 +250,13 @@ class TaskPool:
             self._spawn()
             try:
                 yield self
-                self._closing = True
+                self._close()
                 self._wake_all()
                 while self.source is None and (self._workers or self.detached or self.parked or self.ready):
                     await self._finished()
             finally:
                 nursery.cancel_scope.cancel()
-                self._closing = True
+                self._close()
                 await self._unwind()
                 self._nursery = None
 
@@ -301,7 +303,7 @@ class TaskPool:
         Returns when the call is queued, not when it is done. What it raises ends the pool's block.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self._calls >= self.queue:
+        while self._calls >= self.queue and not self._closing:
             task = trio.lowlevel.current_task()
             self._waiting_calls.append(task)
 
@@ -325,8 +327,14 @@ class TaskPool:
     def submit(self, job: Any) -> None:
         """Queue a job. Unbounded: for the server's own, of which each connection has one at most."""
         self.ready.append(job)
-        if self.running is None:
+        # A job that has not yielded yet works off the queue itself; one that has may go on waiting for ever.
+        if self.running is None or self.running.yielded:
             self._wake_one()
+
+    def _close(self) -> None:
+        self._closing = True
+        while self._waiting_calls:  # they learn that the pool does not run any more
+            trio.lowlevel.reschedule(self._waiting_calls.popleft())
 
     def _room(self) -> None:
         if self._waiting_calls and self._calls < self.queue:
@@ -371,7 +379,12 @@ class TaskPool:
             return False
         if worker.yielded:
             self._settled(worker)
+            return worker.detached or self._oversized()
         return worker.detached
+
+    def _oversized(self) -> bool:
+        """Whether more slots are taken than there are: `size` was lowered."""
+        return self.limiter.borrowed_tokens > self.limiter.total_tokens
 
     # ----------------------------------------------------------- the workers
 
@@ -446,6 +459,8 @@ class TaskPool:
         self._slice_end = perf_counter() + _SLICE
 
     async def _take_slot(self, worker: Worker) -> None:
+        if worker.holding and self._oversized():
+            self._give_back(worker)
         if worker.holding:
             # Work came in without a pause. Others, tasks and servers, get their turn.
             if perf_counter() > self._slice_end:
@@ -492,6 +507,8 @@ class TaskPool:
                         trap = context.run(stack.throw, thrown)
                         del thrown
                 except StopIteration:
+                    if self._oversized():
+                        return
                     break
                 finally:
                     self.running = None
@@ -535,6 +552,7 @@ class TaskPool:
             self.failures += 1
             job.failed(own)
         if rest is not None:
+            self.cut_off.append(job)
             raise rest
 
     def _first_yield(self, worker: Worker) -> None:
@@ -542,7 +560,8 @@ class TaskPool:
         job = worker.job = self.job
         self.suspended += 1
         job.suspended()
-        self._grace.append((trio.current_time() + self.slot_grace, worker, job))
+        worker.deadline = trio.current_time() + self.slot_grace
+        self._grace.append((worker.deadline, worker))
         if self._overseer is not None:
             trio.lowlevel.reschedule(self._overseer)
             self._overseer = None
@@ -561,6 +580,7 @@ class TaskPool:
     def _settled(self, worker: Worker) -> None:
         worker.yielded = False
         worker.job = None
+        worker.deadline = 0.0
         if not worker.detached:
             self.suspended -= 1
 
@@ -574,9 +594,9 @@ class TaskPool:
                 self._overseer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._stop_overseeing)
                 continue
-            deadline, worker, job = grace[0]
+            deadline, worker = grace[0]
             now = trio.current_time()
-            if worker.job is not job:
+            if worker.deadline != deadline:  # that suspension is over
                 grace.popleft()
             elif deadline > now:
                 await trio.sleep(deadline - now)
@@ -590,6 +610,7 @@ class TaskPool:
 
     def _detach(self, worker: Worker) -> None:
         worker.detached = True
+        worker.deadline = 0.0
         self.suspended -= 1
         self.detached += 1
         self._workers -= 1
@@ -623,6 +644,8 @@ class TaskPool:
         """End every parked coroutine by resuming it under cancellation, `size` at a time; its `finally` may await."""
         # Those that were woken and found no worker any more are among the jobs, which nobody will run now.
         self.parked.update(job for job in self.ready if job.__class__ is Parked)
+        # The others were not begun. The engine tells connections among them their end.
+        self.cut_off += [job for job in self.ready if job.__class__ is not Parked]
         self.ready.clear()
         if not self.parked:
             return
@@ -642,6 +665,9 @@ class TaskPool:
                 await self._drive(worker)
             except trio.Cancelled:
                 pass
+            except BaseExceptionGroup as group:
+                if group.split(trio.Cancelled)[1] is not None:
+                    raise
 
 
 def split_error(error: BaseException) -> tuple[Exception | None, BaseException | None]:

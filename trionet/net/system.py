@@ -6,12 +6,13 @@ C library's descriptors, so socket objects are kept in a table. (Windows is unte
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 
-__all__ = ["adopt", "borrowed_socket", "close", "ignore_sigpipe", "read", "shutdown_write", "write", "writev"]
+__all__ = ["adopt", "borrowed_socket", "close", "ignore_sigpipe", "read", "shutdown_write", "unsent", "write", "writev"]
 
 read: Callable[[int, int], bytes]
 write: Callable[[int, bytes], int]
@@ -62,13 +63,37 @@ class borrowed_socket:  # noqa: N801 - reads as a context manager
             self._sock.detach()
 
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+    def unsent(fd: int) -> int:
+        """Bytes the peer has not acknowledged yet (SIOCOUTQ, tcp(7)); many where that cannot be known."""
+        try:
+            return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+        except OSError:
+            return sys.maxsize
+else:  # pragma: no cover
+
+    def unsent(fd: int) -> int:  # noqa: ARG001
+        """Bytes the peer has not acknowledged yet; many where that cannot be known, as here."""
+        return sys.maxsize
+
+
 def shutdown_write(fd: int) -> None:
     """Send FIN, keep reading. A peer that is gone already is no error."""
-    with borrowed_socket(fd) as sock:
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+    if sys.platform == "win32":  # pragma: no cover
+        sock: _socket.socket = _sockets[fd]
+    else:
+        # Family, type and protocol are not asked from the kernel (three calls): shutdown(2) does not need them.
+        sock = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        if sys.platform != "win32":  # pragma: no branch
+            sock.detach()
 
 
 def ignore_sigpipe() -> None:

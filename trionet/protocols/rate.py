@@ -31,9 +31,20 @@ class RateLimit:
         left[2] -= size
         wait = self.wait(left)
         if wait > 0:
-            engine = ws.engine
-            engine.set_deadline(ws, engine.tick + engine.wheel.ticks(wait))
             ws.pause_reading()
+            self.call_again(ws, wait)
+
+    def owed(self, ws: RateLimitedWebSocket) -> float:
+        """Seconds until `ws` may be read from; 0 once we have said goodbye, for then only the answer matters."""
+        if ws.allowance is None or ws._state & 7 != OPEN:
+            return 0.0
+        return self.wait(self.refill(ws))
+
+    @staticmethod
+    def call_again(ws: RateLimitedWebSocket, seconds: float) -> None:
+        """Have `ws` look at its deadlines, and so resume reading, after so long."""
+        engine = ws.engine
+        engine.set_deadline(ws, engine.tick + engine.wheel.ticks(seconds))
 
     def refill(self, ws: RateLimitedWebSocket) -> list[float]:
         """What `ws` has left now: ``[tick, messages, bytes]``, below zero when it is in debt."""
@@ -78,9 +89,17 @@ class RateLimitedWebSocket(WebSocket, _Rated):
 
     @property
     def throttled(self) -> bool:
-        """Also while it has used up its rate; once we have said goodbye only the answer to that matters."""
+        """Also while it has used up its rate."""
         limit = self.protocol.rate
-        if limit is not None and self.allowance is not None and self._state & 7 == OPEN:
-            if limit.wait(limit.refill(self)) > 0:
-                return True
+        if limit is not None and limit.owed(self) > 0:
+            return True
         return Connection.throttled.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    def resume_reading(self) -> None:
+        """Not before the rate allows it. An earlier deadline may have come in between, so the next is set here."""
+        limit = self.protocol.rate
+        owed = limit.owed(self) if limit is not None and self.fd >= 0 else 0.0
+        if limit is not None and owed > 0:
+            limit.call_again(self, owed)
+        else:
+            super().resume_reading()

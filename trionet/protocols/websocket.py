@@ -217,11 +217,13 @@ class WebSocketProtocol(Protocol):
         if ws.engine.draining:
             self.drain(ws)
             return
+        if request.expects_continue:  # 9110, 7.8: MUST be sent before a 101
+            response = b"HTTP/1.1 100 Continue\r\n\r\n" + response
         ws.write(response)
         if ws._state & 7 != OPENING:
             return
         ws.opened()
-        if not ws._due and self.ping_interval:  # else the handshake's deadline, when it comes, sees to that
+        if self.ping_interval:
             ws.engine.set_deadline(ws, ws.engine.tick + ws.engine.wheel.ticks(self.ping_interval))
         if self._on_open is not None or ws._rare is not None or ws._input is not None:
             await self._opened(ws)
@@ -247,7 +249,7 @@ class WebSocketProtocol(Protocol):
         if ws._rare is not None:
             ws._rare.held_size = 0
         if rest is not None:
-            ws.hold(self.decode(ws, bytes(rest)))
+            ws.hold(self.decode(ws, bytes(rest)), in_order=True)
         if self._on_open is not None:
             await self._on_open(ws)
         if ws._rare is not None:

@@ -79,6 +79,7 @@ class MessageDecoder:
     def decode(self, data: bytes, partial: Partial | None, out: list[Event]) -> Partial | None:
         """Append what `data` completes to `out`; return what to pass with the next bytes.
 
+        What follows a Close is discarded (1.4), be it right or wrong; the caller discards later bytes.
         Raises `ProtocolError` (1002, 1007, 1009); `out` then holds what came before the fault.
         """
         pos = 0
@@ -120,6 +121,8 @@ class MessageDecoder:
                 if stop > end:
                     break
                 out.append(Control(first & 15, apply_mask(data[pos + 6 : stop], data[pos + 2 : pos + 6])))
+                if first == 0x88:
+                    return None
                 pos = stop
                 continue
             if partial is None:
@@ -134,6 +137,8 @@ class MessageDecoder:
                     pos -= header.size
                     break
                 out.append(Control(header.opcode, data[pos : pos + header.length]))
+                if header.opcode == Opcode.CLOSE:
+                    return None
                 pos += header.length
                 continue
             self._begin(partial, header)
