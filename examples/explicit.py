@@ -5,6 +5,7 @@
 One task waits for the poller and hands readable connections to the pool; while every worker is busy it waits, and
 neither reads nor accepts. The handshake is fed from the poller too: a silent client holds no worker.
 """
+
 from __future__ import annotations
 
 import socket

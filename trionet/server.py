@@ -87,7 +87,9 @@ class Server:
     def websockets(self) -> Iterator[WebSocket]:
         """Those of `connections` that speak WebSocket and are open: what `broadcast` may be given."""
         return (
-            connection for connection in self.engine if isinstance(connection, WebSocket) and connection.is_open
+            connection
+            for connection in self.engine
+            if isinstance(connection, WebSocket) and connection.is_open
         )
 
     def statistics(self) -> ServerStatistics:
@@ -164,7 +166,11 @@ async def open_server(
     from trionet.ops.limits import connections_that_fit
 
     endpoints: Sequence[Endpoint]
-    endpoints = protocol if isinstance(protocol, list | tuple) else [Endpoint(protocol=protocol, host=host, port=port)]
+    endpoints = (
+        protocol
+        if isinstance(protocol, list | tuple)
+        else [Endpoint(protocol=protocol, host=host, port=port)]
+    )
     if max_connections is None:
         max_connections = connections_that_fit()
     if max_opening is None:

@@ -73,5 +73,3 @@ class KqueuePoller(PlatformPoller):
     def _release(self) -> None:
         self._kqueue.close()
         self._filters.clear()
-
-

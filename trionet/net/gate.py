@@ -162,7 +162,9 @@ class AcceptGate:
             try:
                 os.close(listener.accept())
                 self.shed += 1
-            except OSError:  # nothing waits (EMFILE is reported before the queue is looked at), or still short
+            except (
+                OSError
+            ):  # nothing waits (EMFILE is reported before the queue is looked at), or still short
                 return
             finally:
                 self._spare = _open_spare()

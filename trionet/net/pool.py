@@ -166,7 +166,9 @@ class _Call:
 
     __slots__ = ("args", "function", "pool")
 
-    def __init__(self, pool: TaskPool, function: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, pool: TaskPool, function: Callable[..., Awaitable[object]], args: tuple[Any, ...]
+    ) -> None:
         self.pool = pool
         self.function = function
         self.args = args

@@ -12,7 +12,17 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-__all__ = ["adopt", "borrowed_socket", "close", "ignore_sigpipe", "read", "shutdown_write", "unsent", "write", "writev"]
+__all__ = [
+    "adopt",
+    "borrowed_socket",
+    "close",
+    "ignore_sigpipe",
+    "read",
+    "shutdown_write",
+    "unsent",
+    "write",
+    "writev",
+]
 
 read: Callable[[int, int], bytes]
 write: Callable[[int, bytes], int]

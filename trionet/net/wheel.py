@@ -63,4 +63,6 @@ class Wheel:
 
     def statistics(self) -> WheelStatistics:
         """Counters."""
-        return WheelStatistics(self.tick, sum(len(bucket) - 1 for bucket in self._buckets.values()), self.visited)
+        return WheelStatistics(
+            self.tick, sum(len(bucket) - 1 for bucket in self._buckets.values()), self.visited
+        )

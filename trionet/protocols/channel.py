@@ -29,7 +29,6 @@ from trionet.net.connection import (
     Connection,
     broken,
 )
-from trionet.net.outbox import FRAME_COST
 from trionet.wire.closing import CloseCode, check_sendable, encode_close, parse_close
 from trionet.wire.frames import Opcode, encode_frame, encode_header
 from trionet.wire.masking import apply_mask
@@ -299,11 +298,7 @@ class WebSocket(Connection):
             frame = _encode(message)
         pool = self.engine.pool
         pool.credit -= 1
-        if (
-            pool.credit < 0
-            or pool.running is None
-            or pool.running.shown._cancel_status is not pool.status
-        ):
+        if pool.credit < 0 or pool.running is None or pool.running.shown._cancel_status is not pool.status:
             await pool.breathe()
             if self._state & 7 != OPEN:
                 raise self._not_open()

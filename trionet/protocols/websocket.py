@@ -127,7 +127,9 @@ class WebSocketProtocol(Protocol):
         if max_message < 1 or close_timeout <= 0:
             raise ConfigurationError("max_message and close_timeout must be positive")
         if ping_interval and not ping_timeout:
-            raise ConfigurationError("ping_interval without ping_timeout: a dead peer would be pinged for ever")
+            raise ConfigurationError(
+                "ping_interval without ping_timeout: a dead peer would be pinged for ever"
+            )
         self.handler = handler
         self.subprotocols = tuple(subprotocols)
         self.http = http
@@ -299,7 +301,9 @@ class WebSocketProtocol(Protocol):
         return rare.held_size + (partial.held() if partial is not None else 0)
 
     def eof_overheard(self, connection: WebSocket) -> None:
-        connection.note_closed(ConnectionClosed(CloseCode.ABNORMAL, "the peer left without a Close", "network"))
+        connection.note_closed(
+            ConnectionClosed(CloseCode.ABNORMAL, "the peer left without a Close", "network")
+        )
 
     async def catch_up(self, connection: WebSocket) -> None:
         rare = connection.rare()
@@ -358,7 +362,9 @@ class WebSocketProtocol(Protocol):
             if connection.engine.runs(connection) or not connection._state & BUSY:
                 self.refuse(
                     connection,
-                    Rejection(503, headers=[("Retry-After", "1")], body="The server is going away; try again.\n"),
+                    Rejection(
+                        503, headers=[("Retry-After", "1")], body="The server is going away; try again.\n"
+                    ),
                 )
         else:
             connection._say_goodbye(CloseCode.GOING_AWAY, "server is going away")
