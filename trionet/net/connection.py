@@ -55,6 +55,7 @@ _NAMES = ("opening", "open", "closing", "lingering", "closed", "gone")
 _FLAGS = ((BUSY, "busy"), (PAUSED, "paused"), (EOF, "eof"), (PINGED, "pinged"), (FLUSHING, "flushing"))
 
 READ_SIZE: Final = 65536
+_RESERVE: Final = 6144
 NEVER: Final = 1e9  # seconds
 
 
@@ -68,7 +69,7 @@ class ProtocolInterface(Interface):
     write_timeout: float
 
     def connection_made(self, connection: Any) -> None: ...
-    async def data_received(self, connection: Any, data: bytes) -> None: ...
+    def data_received(self, connection: Any, data: bytes) -> Coroutine[Any, Any, None]: ...
     async def eof_received(self, connection: Any) -> None: ...
     def lost(self, connection: Any) -> Coroutine[Any, Any, None] | None: ...
     def overheard(self, connection: Any, data: bytes) -> int: ...
@@ -194,7 +195,9 @@ class Connection:
         data = self._receive()
         if data:
             if self._state & _STATE < LINGERING:
-                await self.protocol.data_received(self, data)
+                handling = self.protocol.data_received(self, data)
+                del data  # or it would be kept for as long as the handler waits
+                await handling
         elif data is not None:
             await self._at_eof()
         if self._state != OPEN:
@@ -205,8 +208,12 @@ class Connection:
         """What can be read now; empty at the end of input; None when there is nothing."""
         if self.fd < 0 or self._state & (PAUSED | EOF):
             return None
+        size = READ_SIZE
+        if self._out is not None and (size := self._room()) <= 0:
+            self.pause_reading()
+            return None
         try:
-            data = system.read(self.fd, READ_SIZE)
+            data = system.read(self.fd, size)
         except BlockingIOError:
             return None  # readiness is a hint
         except OSError as error:
@@ -281,8 +288,18 @@ class Connection:
 
     @property
     def throttled(self) -> bool:
-        """Whether so much waits to be sent that we do not read more from this peer."""
-        return self._out is not None and self._out.size >= self.protocol.high_water
+        """Whether so much is kept for this peer, to be sent or to be handled, that we do not read more from it."""
+        return self._out is not None and self._room() <= 0
+
+    def _room(self) -> int:
+        """How much to read while something waits to be sent: what is read may have to be kept as well.
+
+        The frames of a suspended handler, and a message of which only a part came, need some room too.
+        """
+        assert self._out is not None
+        limit = self.protocol.high_water
+        kept = self._out.size + (self._rare.held_size if self._rare is not None else 0)
+        return min(READ_SIZE, limit - min(_RESERVE, limit // 4) - kept)
 
     def pause_reading(self) -> None:
         """Stop watching for input; the kernel's buffer, then the peer, feel it."""
@@ -295,6 +312,8 @@ class Connection:
         state = self._state
         if state & FLUSHING and state & _STATE < LINGERING:
             return  # `finish`: nothing more is read
+        if state & BUSY and self._rare is not None and self._rare.held_size >= self.protocol.read_ahead:
+            return
         if state & PAUSED and not state & EOF and self.fd >= 0 and not self.throttled:
             self._state = state & ~PAUSED
             self.engine.poller.modify(self.fd, 1)
@@ -355,7 +374,7 @@ class Connection:
         if emptied or out.size <= self.protocol.low_water:
             if out.waiters:
                 out.wake()
-            if self._state & PAUSED and not self._state & BUSY:
+            if self._state & PAUSED:
                 self.resume_reading()
         if emptied and self._state & FLUSHING:
             self._flushed()

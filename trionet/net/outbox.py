@@ -22,7 +22,7 @@ _AT_ONCE = 64  # buffers in one writev; the kernel's limit is 1,024
 class Outbox:
     """A queue of frames. `size` counts their bytes plus `FRAME_COST` each; `since` is the tick of the last progress."""
 
-    __slots__ = ("_head", "_offset", "frames", "since", "size", "waiters")
+    __slots__ = ("_head", "_offset", "_tail", "frames", "since", "size", "waiters")
 
     def __init__(self, since: int) -> None:
         self.frames: list[bytes] = []
@@ -31,18 +31,20 @@ class Outbox:
         self.waiters: list[Waiter | Parked] = []
         self._head = 0  # frames before it are sent
         self._offset = 0  # bytes of the first that are sent
+        self._tail = False  # the first is only the rest of a frame
 
     def append(self, frame: bytes, sent: int = 0) -> None:
         """Queue `frame`; the kernel has taken its first `sent` bytes (then it is the first)."""
         if sent:
-            self._offset = sent
+            frame = frame[sent:]  # or what is sent would be kept as well
+            self._tail = True
         self.frames.append(frame)
-        self.size += len(frame) + FRAME_COST - sent
+        self.size += len(frame) + FRAME_COST
 
     def replace_last(self, frame: bytes) -> bool:
         """Put `frame` in the place of the last one, unless that is begun."""
         last = len(self.frames) - 1
-        if last < self._head or (last == self._head and self._offset):
+        if last < self._first():
             return False
         self.size += len(frame) - len(self.frames[last])
         self.frames[last] = frame
@@ -72,16 +74,21 @@ class Outbox:
             self.size -= FRAME_COST
             frames[head] = b""
             head += 1
+            self._tail = False
         self._offset = count
         if head > 32 and head * 2 > len(frames):
             del frames[:head]
             head = 0
         self._head = head
 
+    def _first(self) -> int:
+        """The first frame of which nothing is sent."""
+        return self._head + (self._offset > 0 or self._tail)
+
     def discard_oldest(self, room: int, limit: int, droppable: Callable[[bytes], bool]) -> int:
         """Drop the oldest frames not begun until `room` more bytes keep within `limit`; return how many."""
         frames = self.frames
-        first = self._head + (self._offset > 0)
+        first = self._first()
         kept: list[bytes] = []
         dropped = 0
         for frame in frames[first:]:

@@ -45,6 +45,7 @@ Message: TypeAlias = "str | bytes | bytearray | memoryview | PreparedMessage"
 _TEXT: Final = tuple(bytes((0x81, n)) for n in range(126))
 _BINARY: Final = tuple(bytes((0x82, n)) for n in range(126))
 _CORK_LIMIT: Final = 65536
+_PARKED: Final = 4096  # bytes of a handler that waits for room, which are kept with the queue
 _FEW: Final = 4096  # bytes that the peer has not acknowledged
 _ECHO_NORMAL: Final = encode_frame(Opcode.CLOSE, encode_close(1000))
 
@@ -107,24 +108,26 @@ class WebSocket(Connection):
 
     async def run(self) -> bool | None:
         """Read once, handle all messages that are complete."""
-        if self._state != OPEN:
-            if self._state != OPENING:
-                return await Connection.run(self)
-            head = self._receive()
-            if head:
-                await self.protocol.opening(self, head)
-            elif head is not None:
-                await self._at_eof()
-            return await self._settle() if self._state != OPEN else None
-        try:
-            data: bytes | None = system.read(self.fd, READ_SIZE)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            self.abort(broken(error))
-            return await self._settle()
-        assert data is not None
-        self._seen = self.engine.tick
+        data: bytes | None
+        if self._state == OPEN and self._out is None:  # `_receive`, open-coded
+            try:
+                data = system.read(self.fd, READ_SIZE)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                self.abort(broken(error))
+                return await self._settle()
+            self._seen = self.engine.tick
+        elif self._state & 7 > CLOSING:
+            return await Connection.run(self)
+        else:
+            data = self._receive()
+            if data is None or self._state & 7 == OPENING:
+                if data:
+                    await self.protocol.opening(self, data)
+                elif data is not None:
+                    await self._at_eof()
+                return await self._settle() if self._state != OPEN else None
         size = len(data)
         # What most reads are: one whole, masked text or binary frame, and nothing else (RFC 6455, 5.2).
         body = 0
@@ -149,7 +152,9 @@ class WebSocket(Connection):
         elif size:
             events = self.protocol.decode(self, data)
             data = None
-            await self.deliver(events, size)
+            handling = self.deliver(events, size)
+            del events
+            await handling
         else:
             await self._at_eof()
         if self._state != OPEN:
@@ -175,7 +180,9 @@ class WebSocket(Connection):
         rest = iter(events)
         del events
         mine = (rest, last, size)
-        pool.cork, pool.corked, pool.rest = [], 0, mine
+        pool.rest = mine
+        if self._out is None:  # else what is sent waits its turn, and `send` for room
+            pool.cork, pool.corked = [], 0
         on_message = self.protocol.on_message
         try:
             for event in rest:
@@ -303,11 +310,13 @@ class WebSocket(Connection):
             if self._state & 7 != OPEN:
                 raise self._not_open()
         if pool.cork is not None and pool.job is self:  # as `_emit` does
-            pool.cork.append(frame)
-            pool.corked += len(frame)
-            if pool.rest is None or pool.corked >= _CORK_LIMIT:
-                self.uncork()
-            return
+            if self._out is None:
+                pool.cork.append(frame)
+                pool.corked += len(frame)
+                if pool.rest is None or pool.corked >= _CORK_LIMIT:
+                    self.uncork()
+                return
+            self.uncork()
         if (self._out is not None or self._rare is not None) and not await self._admit(frame):
             return
         try:
@@ -337,20 +346,20 @@ class WebSocket(Connection):
                 await stream.wait_end()
             elif self._out is None:
                 return True
-            elif not self._full(frame):
+            elif not self._full(frame, _PARKED + len(frame)):
                 self.write(frame)
                 return False
             elif protocol.slow_consumer is not SlowConsumer.WAIT:
                 self._overflow(frame)
                 return False
             else:
-                await self.wait_writable(len(frame) + self._held_back())
+                await self.wait_writable(len(frame) * 2 + self._held_back() + _PARKED)
             if self._state & 7 != OPEN:
                 raise self._not_open()
 
-    def _full(self, frame: bytes) -> bool:
+    def _full(self, frame: bytes, more: int = 0) -> bool:
         out = self._out
-        return out is not None and out.size + len(frame) + self._held_back() > self.protocol.high_water
+        return out is not None and out.size + len(frame) + self._held_back() + more > self.protocol.high_water
 
     def _held_back(self) -> int:
         """What is left of the read in hand: it has to be kept if we wait, so it counts."""
@@ -370,7 +379,8 @@ class WebSocket(Connection):
         """Into the cork, if this connection's job is running with one; else out."""
         pool = self.engine.pool
         cork = pool.cork
-        if cork is None or pool.job is not self:
+        if cork is None or pool.job is not self or self._out is not None:
+            self.uncork()
             self.write(frame)
             return
         cork.append(frame)
