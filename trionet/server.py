@@ -105,7 +105,7 @@ class Server:
             lag_max=engine.lag_max,
             gate=self.gate.statistics(),
             pool=engine.pool.statistics(),
-            poller=engine.poller.statistics(),
+            poller=engine.poller.statistics() if engine.running else PollerStatistics("", 0, 0, 0, 0),
             wheel=engine.wheel.statistics(),
         )
 
@@ -124,8 +124,8 @@ class Server:
             waiting = list(engine)
             random.shuffle(waiting)
             window = min(len(waiting) / 1000, timeout / 2) if jitter is None else jitter
-            steps = max(1, math.ceil(window / _DRAIN_STEP))
-            size = math.ceil(len(waiting) / steps) or 1
+            size = math.ceil(len(waiting) / max(1, window / _DRAIN_STEP)) or 1
+            steps = math.ceil(len(waiting) / size) or 1
             for start in range(0, len(waiting), size):
                 for connection in waiting[start : start + size]:
                     if connection.fd >= 0:
@@ -183,6 +183,7 @@ async def open_server(
     server = Server(engine, gate)
     system.ignore_sigpipe()
     async with AsyncExitStack() as stack:
+        stack.callback(gate.close)
         for endpoint in endpoints:
             for listener in await open_listeners(endpoint):
                 server.listeners.append(listener)

@@ -56,6 +56,7 @@ _FLAGS = ((BUSY, "busy"), (PAUSED, "paused"), (EOF, "eof"), (PINGED, "pinged"), 
 
 READ_SIZE: Final = 65536
 _RESERVE: Final = 6144
+_CONTROL: Final = 512
 NEVER: Final = 1e9  # seconds
 
 
@@ -240,8 +241,7 @@ class Connection:
             if not data:
                 self.abort()
         elif data:
-            rare.held_size = self.protocol.overheard(self, data)
-            if rare.held_size >= self.protocol.read_ahead or self.throttled:
+            if self.protocol.overheard(self, data) >= self.protocol.read_ahead or self.throttled:
                 self.pause_reading()
         elif data is not None:
             self._state |= EOF
@@ -289,17 +289,20 @@ class Connection:
     @property
     def throttled(self) -> bool:
         """Whether so much is kept for this peer, to be sent or to be handled, that we do not read more from it."""
-        return self._out is not None and self._room() <= 0
+        out = self._out
+        return out is not None and (out.size >= self.protocol.high_water or self._room() <= 0)
 
     def _room(self) -> int:
         """How much to read while something waits to be sent: what is read may have to be kept as well.
 
-        The frames of a suspended handler, and a message of which only a part came, need some room too.
+        The frames of a suspended handler, and a message of which only a part came, need some room too. While none is
+        suspended there is always room for control frames.
         """
         assert self._out is not None
         limit = self.protocol.high_water
         kept = self._out.size + (self._rare.held_size if self._rare is not None else 0)
-        return min(READ_SIZE, limit - min(_RESERVE, limit // 4) - kept)
+        room = min(READ_SIZE, limit - min(_RESERVE, limit // 4) - kept)
+        return room if self._state & BUSY else max(_CONTROL, room)
 
     def pause_reading(self) -> None:
         """Stop watching for input; the kernel's buffer, then the peer, feel it."""

@@ -43,6 +43,7 @@ class Engine:
         self.poller: Poller
         self.writer: Poller
         self.table: list[Any] = [None] * 64  # connections and listeners by descriptor
+        self.running = False
         self.draining = False
         self.connections = 0
         self.opening = 0  # of them, those in state OPENING
@@ -62,6 +63,7 @@ class Engine:
             self.writer = open_poller(self._backend, nursery=nursery)
             self._poll = self.poller.poll
             self.pool.source = self
+            self.running = True
             nursery.start_soon(self._flush_loop)
             nursery.start_soon(self._tick_loop)
             try:

@@ -206,8 +206,7 @@ class TaskPool:
         if queue < 1:
             raise ConfigurationError(f"pool queue is {queue}; it must hold at least one call")
         self._size = size
-        self._own_limiter = limiter
-        self.limiter: trio.CapacityLimiter  # made inside Trio
+        self.limiter = limiter or trio.CapacityLimiter(size)
         self.queue = queue
         self.slot_grace = slot_grace
         self.source: Source | None = None
@@ -244,7 +243,6 @@ class TaskPool:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[TaskPool]:
         """Run the pool for the length of the block. On a clean exit, queued and running jobs are finished first."""
-        self.limiter = self._own_limiter or trio.CapacityLimiter(self._size)
         self._context = contextvars.copy_context()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -272,7 +270,7 @@ class TaskPool:
     @property
     def size(self) -> float:
         """Jobs that may run at once; settable while the pool runs."""
-        return self.limiter.total_tokens if hasattr(self, "limiter") else self._size
+        return self.limiter.total_tokens
 
     @size.setter
     def size(self, value: int) -> None:

@@ -73,10 +73,14 @@ class Protocol:
         return self.connection_lost(connection, connection.closed)
 
     def overheard(self, connection: Any, data: bytes) -> int:
-        """Bytes have come while this connection's handler is suspended: keep them; return how many are kept."""
+        """Bytes have come while this connection's handler is suspended: keep them; return how many are kept.
+
+        What is kept for `catch_up` is in the connection's ``rare().held``, its size in ``held_size``.
+        """
         rare = connection.rare()
         rare.held = data if rare.held is None else rare.held + data
-        return len(rare.held)
+        kept = rare.held_size = len(rare.held)
+        return kept
 
     def eof_overheard(self, connection: Any) -> None:
         """The peer sends no more, said while its handler is suspended; `eof_received` follows when it is done."""

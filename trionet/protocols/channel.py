@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -78,7 +79,9 @@ def _encode(message: Message) -> bytes:
         return encode_frame(Opcode.TEXT, message.encode())
     if isinstance(message, PreparedMessage):
         return message.frame
-    return encode_frame(Opcode.BINARY, bytes(message))
+    if isinstance(message, bytes | bytearray | memoryview):
+        return encode_frame(Opcode.BINARY, bytes(message))
+    raise TypeError(f"a message is str or bytes, not {type(message).__name__}")
 
 
 class WebSocket(Connection):
@@ -181,7 +184,7 @@ class WebSocket(Connection):
         del events
         mine = (rest, last, size)
         pool.rest = mine
-        if self._out is None:  # else what is sent waits its turn, and `send` for room
+        if self._out is None and not self._streams():  # else what is sent waits its turn, and `send` for room
             pool.cork, pool.corked = [], 0
         on_message = self.protocol.on_message
         try:
@@ -231,7 +234,7 @@ class WebSocket(Connection):
         """Keep messages for later, act on control frames now; `in_order`: on a Close after the messages before it."""
         rare = self.rare()
         if rare.held is None:
-            rare.held = []
+            rare.held = deque()
         for event in events:
             if isinstance(event, Control) and not (in_order and rare.held and event.opcode == Opcode.CLOSE):
                 self.control(event)
@@ -239,7 +242,18 @@ class WebSocket(Connection):
                 if in_order and isinstance(event, Control):
                     self.pause_reading()  # nothing that follows a Close is looked at
                 rare.held.append(event)
-                rare.held_size += sys.getsizeof(event.data if isinstance(event, Chunk) else event)
+                rare.held_size += _size(event)
+
+    async def work_off(self) -> None:
+        """Handle what was kept, one by one: more may come behind it meanwhile."""
+        rare = self.rare()
+        held = rare.held
+        while held:
+            event = held.popleft()
+            rare.held_size -= _size(event)
+            await self._handle(event)
+        rare.held = None
+        rare.held_size = 0
 
     def control(self, frame: Control, *, alone: bool = False) -> None:
         """Answer a Ping, note a Pong, follow a Close (5.5). `alone`: nothing came with it."""
@@ -334,8 +348,12 @@ class WebSocket(Connection):
         if self._state & 7 != OPEN:
             raise self._not_open()
         frame = _encode(message)
-        if not self._offer(frame) and self.protocol.slow_consumer is SlowConsumer.WAIT:
+        if not self._offer(frame) and (self._streams() or self.protocol.slow_consumer is SlowConsumer.WAIT):
             raise trio.WouldBlock
+
+    def _streams(self) -> bool:
+        """Whether a message is being sent in pieces."""
+        return self._rare is not None and self._rare.stream is not None
 
     async def _admit(self, frame: bytes) -> bool:
         """Take part in the queue. True: nothing is queued, write; False: `frame` is queued, or dropped."""
@@ -368,7 +386,7 @@ class WebSocket(Connection):
 
     def _offer(self, frame: bytes) -> bool:
         """Send or queue `frame` without waiting. False: the peer is slow and it was not taken."""
-        if self._rare is not None and self._rare.stream is not None:
+        if self._streams():
             return False
         if self._full(frame):
             return self.protocol.slow_consumer is not SlowConsumer.WAIT and self._overflow(frame)
@@ -435,6 +453,10 @@ class WebSocket(Connection):
             await stream.wait_end()
         if self._state & 7 != OPEN:
             raise self._not_open()
+        pool = self.engine.pool
+        if pool.cork is not None and pool.job is self:
+            self.uncork()
+            pool.cork = None
         stream = self.rare().stream = MessageStream(self, Opcode.TEXT if text else Opcode.BINARY)
         try:
             yield stream
@@ -604,6 +626,11 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
         elif ws._state & 7 == OPEN and ws._offer(frame):
             taken += 1
     return taken
+
+
+def _size(event: Event | ProtocolError) -> int:
+    """Bytes of memory that an event which is kept takes."""
+    return sys.getsizeof(event.data if isinstance(event, Chunk) else event)
 
 
 def _is_message(frame: bytes) -> bool:

@@ -248,8 +248,6 @@ class WebSocketProtocol(Protocol):
     async def _opened(self, ws: WebSocket) -> None:
         """Frames may have come behind the head; they are decoded now, so that a Ping among them does not wait."""
         rest, ws._input = ws._input, None
-        if ws._rare is not None:
-            ws._rare.held_size = 0
         if rest is not None:
             ws.hold(self.decode(ws, bytes(rest)), in_order=True)
         if self._on_open is not None:
@@ -306,10 +304,7 @@ class WebSocketProtocol(Protocol):
         )
 
     async def catch_up(self, connection: WebSocket) -> None:
-        rare = connection.rare()
-        events, rare.held, rare.held_size = rare.held, None, 0
-        if events:
-            await connection.deliver(events, 0)
+        await connection.work_off()
 
     async def eof_received(self, connection: WebSocket) -> None:
         self.eof_overheard(connection)

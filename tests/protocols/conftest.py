@@ -1,0 +1,9 @@
+"""What the tests of protocols and of the server share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Test folders are no packages (importlib mode); this lets the tests import `ws_peer`.
+sys.path.append(str(Path(__file__).resolve().parent))
