@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
-from hostile_cases import FRAMES, ORIGINS, REQUESTS, codes
+from hostile_cases import AFTER_CLOSE, FRAMES, ORIGINS, REQUESTS, codes
 from hostile_peer import (
     CLOSE,
     FIN,
+    RST,
     check_error_response,
     check_serves,
     check_switch,
@@ -80,7 +81,12 @@ async def talk(peer, case, how):
     assert (last.code or 0) in codes(case), last
     last.payload[2:].decode()
     assert await peer.read_frame() is None, "6455, 5.5.1: MUST NOT send more after a Close"
-    assert peer.ended == FIN
+    if how == "dribbled" and case.rule == AFTER_CLOSE:
+        # A Close that came alone is answered by Close and FIN at once (channel.py, `_goodbye`): what is sent after
+        # that finds the socket closed. Bytes that come with the Close, or with answers still on their way, do not.
+        assert peer.ended in {FIN, RST}
+    else:
+        assert peer.ended == FIN
 
 
 @pytest.mark.parametrize("how", ["whole", "dribbled", "trailing", "behind-handshake"])

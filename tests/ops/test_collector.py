@@ -22,12 +22,12 @@ def collector_as_before():
 def test_what_is_imported_is_frozen_and_the_young_generation_is_larger():
     """Inside the block the objects of the program are not walked; behind it all is as before."""
     before = gc.get_threshold()
-    assert gc.get_freeze_count() == 0
+    frozen = gc.get_freeze_count()  # CPython 3.12 begins with some
     with collector_policy():
-        assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > frozen + 1000
         assert gc.get_threshold()[0] == collector.THRESHOLD
         assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= frozen
     assert gc.get_threshold() == before
 
 

@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import pytest
+import trio
 from ws_peer import Opened, close, serving, until
 
 import trionet
@@ -186,3 +187,27 @@ async def test_an_ended_connection_is_freed():
         await until(lambda: handler.seen)
         gc.collect()
         assert gone() is None
+
+
+async def test_closing_a_key_refuses_who_is_still_being_let_in():
+    """A user banned while `on_upgrade` looks him up gets 403, not a connection."""
+    looking, go_on = trio.Event(), trio.Event()
+
+    class Handler(trionet.WebSocketHandler):
+        async def on_upgrade(self, ws, request):
+            ws.protocol.registry.assign(ws, "mallory")
+            looking.set()
+            await go_on.wait()
+
+    async with trionet.open_server(trionet.WebSocketProtocol(Handler())) as server:
+        stream = await trio.open_tcp_stream(*server.addresses[0])
+        async with stream:
+            await stream.send_all(
+                b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            await looking.wait()
+            [ws] = server.connections
+            assert ws.protocol.registry.close("mallory") == 1
+            go_on.set()
+            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 403 ")

@@ -174,6 +174,11 @@ class Connection:
         return self._state & _STATE == OPEN
 
     @property
+    def is_opening(self) -> bool:
+        """Whether it was not greeted yet."""
+        return self._state & _STATE == OPENING
+
+    @property
     def queued(self) -> int:
         """Bytes waiting for the peer to read (frames count `FRAME_COST` more each)."""
         return self._out.size if self._out is not None else 0

@@ -517,6 +517,8 @@ class TaskPool:
                     break
                 if not worker.yielded:
                     self._first_yield(worker)
+                elif self.rest is not None or self.cork is not None:
+                    self.job.suspended()
                 try:
                     value = yield trap
                 except BaseException as raised:  # noqa: BLE001 - goes to the job
@@ -572,10 +574,10 @@ class TaskPool:
     ) -> None:
         parked.coroutine, parked.context, parked.job = stack, context, self.job
         self.parked.add(parked)
+        if not worker.yielded or self.rest is not None or self.cork is not None:
+            parked.job.suspended()
         if worker.yielded:
             self._settled(worker)
-        else:
-            parked.job.suspended()
 
     def _settled(self, worker: Worker) -> None:
         worker.yielded = False

@@ -447,6 +447,7 @@ class WebSocket(Connection):
         """Send one message piece by piece: ``async with ws.send_stream(text=True) as stream: await stream.send("…")``.
 
         Each piece is a fragment (5.4). Other messages to this peer wait until the block ends; control frames do not.
+        So do not await `send` of the same connection inside the block: it would wait for its own end.
         Leaving the block by an exception cannot take back what was sent, so it closes the connection with 1011.
         """
         while (stream := self._rare.stream if self._rare is not None else None) is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
+from trionet.errors import Rejection
+
 if TYPE_CHECKING:
     from trionet.protocols.channel import WebSocket
 
@@ -41,10 +43,16 @@ class Registry:
         return frozenset(self._found.get(key, ()))
 
     def close(self, key: Hashable, code: int = 1008, reason: str = "") -> int:
-        """Begin closing all connections with this key; returns how many there are."""
+        """Begin closing all connections with this key; returns how many there are.
+
+        One whose `on_upgrade` has not ended yet is refused with 403.
+        """
         found = self.find(key)
         for ws in found:
-            ws.close_nowait(code, reason)
+            if ws.is_opening:
+                ws.protocol.refuse(ws, Rejection(403))
+            else:
+                ws.close_nowait(code, reason)
         return len(found)
 
     def expire(self, ws: WebSocket, seconds: float | None) -> None:

@@ -42,12 +42,16 @@ log = logging.getLogger("trionet")
 _PING = b"\x89\x00"
 
 
+def _pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(headers)
+
+
 @attrs.frozen
 class Accept:
     """What `on_upgrade` may return: the subprotocol to agree on, and headers to add to the 101 response."""
 
     subprotocol: str | None = None
-    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=tuple)
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs)
 
 
 class WebSocketHandler:
