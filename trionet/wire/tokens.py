@@ -54,9 +54,8 @@ def split_list(value: bytes) -> list[bytes]:
 
 def has_element(value: bytes, element: bytes) -> bool:
     """Whether the list `value` has `element` (given in lower case), whatever the case of its letters."""
-    value = value.lower()
     # Nearly every client sends the one element alone.
-    return value == element or element in split_list(value)
+    return value == element or (lower := value.lower()) == element or element in split_list(lower)
 
 
 def tokens(value: bytes) -> tuple[bytes, ...] | None:
