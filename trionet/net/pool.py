@@ -530,22 +530,28 @@ class TaskPool:
         pristine = self._context
         copy_context = contextvars.copy_context
         job: Any
-        while ready:
-            if ready[0].__class__ is Parked:
-                return
-            job = self.job = ready.popleft()
-            self.jobs += 1
-            self.credit = _CREDIT
-            try:
-                if await job.run():
+        done = 0
+        try:
+            while ready:
+                job = ready.popleft()
+                if job.__class__ is Parked:
+                    ready.appendleft(job)
                     return
-            except BaseException as error:  # noqa: BLE001 - the bulkhead
-                self._contain(job, error)
-                if self.job_done():
+                self.job = job
+                done += 1
+                self.credit = _CREDIT
+                try:
+                    if await job.run():
+                        return
+                except BaseException as error:  # noqa: BLE001 - the bulkhead
+                    self._contain(job, error)
+                    if self.job_done():
+                        return
+                # What a handler sets in a context variable ends with it: the next one gets a fresh copy.
+                if copy_context() != pristine:
                     return
-            # What a handler sets in a context variable ends with it: the next one gets a fresh copy.
-            if copy_context() != pristine:
-                return
+        finally:
+            self.jobs += done
 
     def _contain(self, job: Any, error: BaseException) -> None:
         """The one bulkhead: an `Exception` is the job's own affair, what must end tasks goes on."""

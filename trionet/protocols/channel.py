@@ -31,7 +31,7 @@ from trionet.net.connection import (
     broken,
 )
 from trionet.wire.closing import CloseCode, check_sendable, encode_close, parse_close
-from trionet.wire.frames import Opcode, encode_frame, encode_header
+from trionet.wire.frames import Opcode, encode_frame
 from trionet.wire.masking import apply_mask
 from trionet.wire.messages import Chunk, Control, Event
 
@@ -134,7 +134,7 @@ class WebSocket(Connection):
         size = len(data)
         # What most reads are: one whole, masked text or binary frame, and nothing else (RFC 6455, 5.2).
         body = 0
-        if size > 6 and self._input is None and data[0] in b"\x81\x82":
+        if size > 6 and self._input is None and ((first := data[0]) == 0x81 or first == 0x82):
             if size < 132:
                 if data[1] == size + 122:
                     body = 6
@@ -142,7 +142,7 @@ class WebSocket(Connection):
                 body = 8
         if body and size - body <= self.protocol.short_cut:
             payload: Any = apply_mask(data[body:], data[body - 4 : body])
-            if data[0] == 0x81:
+            if first == 0x81:
                 try:
                     payload = payload.decode()
                 except UnicodeDecodeError:
@@ -311,10 +311,10 @@ class WebSocket(Connection):
         if message.__class__ is str:
             payload = message.encode()
             size = len(payload)
-            frame = (_TEXT[size] if size < 126 else encode_header(1, size)) + payload
+            frame = (_TEXT[size] if size < 126 else _long_header(b"\x81", size)) + payload
         elif message.__class__ is bytes:
             size = len(message)
-            frame = (_BINARY[size] if size < 126 else encode_header(2, size)) + message
+            frame = (_BINARY[size] if size < 126 else _long_header(b"\x82", size)) + message
         else:
             frame = _encode(message)
         pool = self.engine.pool
@@ -627,6 +627,13 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
         elif ws._state & 7 == OPEN and ws._offer(frame):
             taken += 1
     return taken
+
+
+def _long_header(first: bytes, size: int) -> bytes:
+    """Header of a whole message of 126 bytes and more (5.2)."""
+    if size < 65536:
+        return first + b"\x7e" + size.to_bytes(2, "big")
+    return first + b"\x7f" + size.to_bytes(8, "big")
 
 
 def _size(event: Event | ProtocolError) -> int:
