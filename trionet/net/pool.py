@@ -212,6 +212,7 @@ class TaskPool:
         self.source: Source | None = None
         # The worker whose coroutine is on the interpreter's stack right now. None: the code that asks runs elsewhere.
         self.running: Worker | None = None
+        self.shown: Any = None  # its `Worker.shown`
         self.job: Any = None  # what it runs
         self.credit = 0  # operations left before it must let others run
         # Answers to input that came in one piece go out in one piece (see `trionet.protocols.channel`).
@@ -497,6 +498,7 @@ class TaskPool:
             value = error = None
             while True:
                 self.running, self.status, self.credit = worker, status, _CREDIT
+                self.shown = worker.shown
                 if worker.yielded:
                     self.job = worker.job
                 try:
@@ -511,7 +513,7 @@ class TaskPool:
                         return
                     break
                 finally:
-                    self.running = None
+                    self.running = self.shown = None
                 if trap.__class__ is Parked:
                     self._park(worker, trap, stack, context)
                     break

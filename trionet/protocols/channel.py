@@ -306,7 +306,7 @@ class WebSocket(Connection):
         nothing, never a part. Deviates from Trio's rule: it is a cancellation point always, but lets others run
         only when it waits, and once in 64 calls.
         """
-        if self._state & 7 != OPEN:
+        if self._state != OPEN and self._state & 7 != OPEN:
             raise self._not_open()
         if message.__class__ is str:
             payload = message.encode()
@@ -319,7 +319,7 @@ class WebSocket(Connection):
             frame = _encode(message)
         pool = self.engine.pool
         pool.credit -= 1
-        if pool.credit < 0 or pool.running is None or pool.running.shown._cancel_status is not pool.status:
+        if pool.credit < 0 or (task := pool.shown) is None or task._cancel_status is not pool.status:
             await pool.breathe()
             if self._state & 7 != OPEN:
                 raise self._not_open()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["RateLimit", "RateLimitedWebSocket"]
 
 
+_ROUNDING = 1e-9  # seconds: what additions of fractions may leave behind
+
+
 class RateLimit:
     """The limits of a protocol: messages and bytes in a second, None for no limit."""
 
@@ -62,8 +65,8 @@ class RateLimit:
 
     def wait(self, left: list[float]) -> float:
         """Seconds until nothing is owed."""
-        owed = (max(0.0, -left[1]) / self.messages, max(0.0, -left[2]) / self.received)
-        return max(owed)
+        owed = max(max(0.0, -left[1]) / self.messages, max(0.0, -left[2]) / self.received)
+        return owed if owed > _ROUNDING else 0.0
 
 
 class _Rated(Connection):
