@@ -272,8 +272,7 @@ class Connection:
         self._state -= busy
         if self._state & PAUSED:
             self.resume_reading()
-        if self._rare is not None and not self._rare.needed():
-            self._rare = None
+        self.tidy()
         return self.engine.pool.job_done() if busy else None
 
     def suspended(self) -> None:
@@ -394,14 +393,7 @@ class Connection:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while (out := self._out) is not None and out.size + size > self.protocol.high_water:
-            waiter = self.engine.pool.waiter()
-            out.waiters.append(waiter)
-            try:
-                await waiter.wait()
-            except BaseException:
-                if waiter in out.waiters:
-                    out.waiters.remove(waiter)
-                raise
+            await self.engine.pool.wait_among(out.waiters)
         if self.fd < 0:
             raise self.closed_error()
 
@@ -504,9 +496,8 @@ class Connection:
                 waiter.wake()
         if rare.pings is not None:
             self._released()
-        pool = engine.pool
-        if not self._state & BUSY and (pool.running is None or pool.job is not self):
-            pool.submit(self)
+        if not (self._state & BUSY or engine.runs(self)):
+            engine.pool.submit(self)
 
     def _released(self) -> None:
         """The descriptor is released, and somebody waits for a Pong."""
@@ -518,14 +509,7 @@ class Connection:
             rare = self.rare()
             if rare.ended is None:
                 rare.ended = []
-            ended, waiter = rare.ended, self.engine.pool.waiter()
-            ended.append(waiter)
-            try:
-                await waiter.wait()
-            except BaseException:
-                if waiter in ended:
-                    ended.remove(waiter)
-                raise
+            await self.engine.pool.wait_among(rare.ended)
 
     # --------------------------------------------------------------- states
 

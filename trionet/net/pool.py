@@ -367,6 +367,17 @@ class TaskPool:
         """What the running code is to wait with: parked where that is possible, else in its task."""
         return Parked(self) if self.can_park() else Waiter()
 
+    async def wait_among(self, waiters: list[Waiter | Parked]) -> None:
+        """Wait in `waiters` until whoever owns the list takes it and wakes all; leave it when cancelled."""
+        waiter = self.waiter()
+        waiters.append(waiter)
+        try:
+            await waiter.wait()
+        except BaseException:
+            if waiter in waiters:
+                waiters.remove(waiter)
+            raise
+
     def unpark(self, parked: Parked) -> None:
         """Let a parked coroutine go on as soon as a worker is free. A second call does nothing."""
         if parked in self.parked:

@@ -586,14 +586,7 @@ class MessageStream:
 
     async def wait_end(self) -> None:
         """Wait until the message has ended."""
-        waiter = self._ws.engine.pool.waiter()
-        self._waiters.append(waiter)
-        try:
-            await waiter.wait()
-        except BaseException:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            raise
+        await self._ws.engine.pool.wait_among(self._waiters)
 
     def wake(self) -> None:
         """Let those who wait for the end go on."""
