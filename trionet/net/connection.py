@@ -29,7 +29,7 @@ import trio
 
 from trionet.errors import ConnectionClosed
 from trionet.net import system
-from trionet.net.outbox import Outbox
+from trionet.net.outbox import Outbox, Writev
 from trionet.net.pool import Parked, Waiter
 
 if TYPE_CHECKING:
@@ -194,6 +194,18 @@ class Connection:
         if self._rare is not None and not self._rare.needed():
             self._rare = None
 
+    # --------------------------------------------------- the system's calls
+
+    def _get(self, size: int) -> bytes:
+        """read(2). Raises `BlockingIOError` when there is nothing; empty at the end of input."""
+        return system.read(self.fd, size)
+
+    def _put(self, data: bytes) -> int:
+        """write(2). Raises `BlockingIOError`; may take only a part."""
+        return system.write(self.fd, data)
+
+    _put_many: Writev | None = None  # what takes the place of writev(2)
+
     # -------------------------------------------------------------- reading
 
     async def run(self) -> bool | None:
@@ -219,7 +231,7 @@ class Connection:
             self.pause_reading()
             return None
         try:
-            data = system.read(self.fd, size)
+            data = self._get(size)
         except BlockingIOError:
             return None  # readiness is a hint
         except OSError as error:
@@ -345,7 +357,7 @@ class Connection:
         if self.fd < 0:
             return
         try:
-            sent = system.write(self.fd, data)
+            sent = self._put(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -371,7 +383,7 @@ class Connection:
             self.engine.writer.unregister(self.fd)
             return
         try:
-            emptied = out.flush(self.fd, self.engine.tick)
+            emptied = out.flush(self.fd, self.engine.tick, self._put_many)
         except OSError as error:
             self.abort(broken(error))
             return

@@ -6,12 +6,15 @@ never cuts one. Frames that go to many connections are shared, not copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from trionet.net import system
 from trionet.net.pool import Parked, Waiter
 
 __all__ = ["FRAME_COST", "Outbox"]
+
+Writev: TypeAlias = Callable[[int, Sequence[bytes | memoryview]], int]
 
 #: Counted for each queued frame besides its bytes: the object's head and its place in the queue.
 FRAME_COST = 64
@@ -50,15 +53,19 @@ class Outbox:
         self.frames[last] = frame
         return True
 
-    def flush(self, fd: int, tick: int) -> bool:
-        """Write what the kernel takes. True: all is sent. Raises `OSError` when the connection is broken."""
+    def flush(self, fd: int, tick: int, writev: Writev | None = None) -> bool:
+        """Write what the kernel takes. True: all is sent. Raises `OSError` when the connection is broken.
+
+        `writev`: what takes the place of the system call, where bytes are enciphered on their way.
+        """
+        writev = writev or system.writev
         frames = self.frames
         while self._head < len(frames):
             batch: list[bytes | memoryview] = list(frames[self._head : self._head + _AT_ONCE])
             if self._offset:
                 batch[0] = memoryview(batch[0])[self._offset :]
             try:
-                sent = system.writev(fd, batch)
+                sent = writev(fd, batch)
             except BlockingIOError:
                 return False
             self.since = tick

@@ -114,7 +114,7 @@ class WebSocket(Connection):
         data: bytes | None
         if self._state == OPEN and self._out is None:  # `_receive`, open-coded
             try:
-                data = system.read(self.fd, READ_SIZE)
+                data = self._get(READ_SIZE)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -334,7 +334,7 @@ class WebSocket(Connection):
         if (self._out is not None or self._rare is not None) and not await self._admit(frame):
             return
         try:
-            sent = system.write(self.fd, frame)
+            sent = self._put(frame)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -602,13 +602,12 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
     connections of a server; `Server.connections` may have some that speak plain HTTP.)
     """
     frame = _encode(message)
-    write = system.write
     size = len(frame)
     taken = 0
     for ws in connections:
         if ws._state == OPEN and ws._out is None and ws._rare is None and ws.engine.pool.job is not ws:
             try:
-                sent = write(ws.fd, frame)
+                sent = ws._put(frame)
             except BlockingIOError:
                 sent = 0
             except OSError as error:

@@ -21,8 +21,8 @@ import trio
 
 from trionet.errors import ConfigurationError, ConnectionClosed, Rejection
 from trionet.net.connection import BUSY, OPEN, OPENING, Connection
+from trionet.net.traits import retarget
 from trionet.protocols.base import Protocol
-from trionet.protocols.channel import WebSocket
 from trionet.protocols.responders import HttpRequest, Responder, Response, as_responder, as_response, fixed
 from trionet.protocols.websocket import http_date
 from trionet.wire.handshake import HeadLimits, HeadScanner, Request
@@ -153,14 +153,14 @@ class HttpProtocol(Protocol):
         connection.data = connection.protocol
         connection.protocol = self
         # The same layout without the methods that read and write frames.
-        connection.__class__ = next(c for c in type(connection).__mro__ if not issubclass(c, WebSocket))
+        connection.__class__ = retarget(type(connection), Connection)
         connection.opened()
         await self.data_received(connection, data)
 
     async def _give_back(self, connection: Any, data: bytes) -> None:
         protocol, connection.data = connection.data, None
         connection.protocol = protocol
-        connection.__class__ = protocol.connection_class
+        connection.__class__ = retarget(type(connection), protocol.connection_class)
         connection._input = None
         connection._state += OPENING - OPEN
         connection.engine.opening += 1

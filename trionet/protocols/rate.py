@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trionet.net.connection import OPEN, Connection, ProtocolInterface
+from trionet.net.traits import NO_SLOTS
 from trionet.protocols.channel import WebSocket
 
 if TYPE_CHECKING:
@@ -69,18 +70,13 @@ class RateLimit:
         return owed if owed > _ROUNDING else 0.0
 
 
-class _Rated(Connection):
-    """One word more. Below `WebSocket`, so that a connection can turn into this when it is served plain HTTP."""
+class RateLimitedWebSocket(WebSocket):
+    """A `WebSocket` whose protocol limits rates (a trait, see `trionet.net.traits`)."""
 
-    __slots__ = ("allowance",)
+    __slots__ = NO_SLOTS
+    words = ("allowance",)
 
     allowance: list[float] | None
-
-
-class RateLimitedWebSocket(WebSocket, _Rated):
-    """A `WebSocket` whose protocol limits rates."""
-
-    __slots__ = ()
 
     def __init__(self, engine: Engine, fd: int, protocol: ProtocolInterface) -> None:
         super().__init__(engine, fd, protocol)

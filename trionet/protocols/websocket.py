@@ -17,7 +17,8 @@ import attrs
 import trio
 
 from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, Rejection
-from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED
+from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED, Connection
+from trionet.net.traits import compose
 from trionet.protocols.base import Protocol
 from trionet.protocols.channel import SlowConsumer, WebSocket
 from trionet.protocols.rate import RateLimit, RateLimitedWebSocket
@@ -92,7 +93,7 @@ class WebSocketProtocol(Protocol):
     deadlines: see `Protocol`.
     """
 
-    connection_class = WebSocket
+    connection_class: type[Connection] = WebSocket
     scheme = "ws"
 
     def __init__(
@@ -169,7 +170,7 @@ class WebSocketProtocol(Protocol):
         self.rate: RateLimit | None = None
         if max_messages_per_second or max_bytes_per_second:
             self.rate = RateLimit(max_messages_per_second, max_bytes_per_second)
-            self.connection_class = RateLimitedWebSocket
+            self.connection_class = compose(WebSocket, RateLimitedWebSocket)
 
     # -------------------------------------------------------------- the upgrade
 
