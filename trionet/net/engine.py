@@ -14,7 +14,7 @@ One turn, as in libuv's design page:
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,6 +54,7 @@ class Engine:
         self.lag = 0.0  # seconds by which the last tick came late
         self.lag_max = 0.0
         self._backend = backend
+        self._tasks: trio.Nursery
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
@@ -67,7 +68,7 @@ class Engine:
             nursery.start_soon(self._flush_loop)
             nursery.start_soon(self._tick_loop)
             try:
-                async with self.pool.open():
+                async with self.pool.open(), trio.open_nursery() as self._tasks:
                     try:
                         yield self
                     finally:
@@ -144,6 +145,10 @@ class Engine:
         self.table[fd] = None
         self.connections -= 1
         self.poller.unregister(fd)
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any, name: object = None) -> None:
+        """Start a task that ends with the engine: cancelled, when it is left. What it raises ends the engine."""
+        self._tasks.start_soon(function, *args, name=name)
 
     def runs(self, connection: Connection) -> bool:
         """Whether the code that asks is a job of this connection."""
