@@ -79,10 +79,13 @@ _ALLOW = (("Allow", "GET"),)
 _VERSION = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 
 
-def check_upgrade(request: Request, origins: OriginPolicy, secure: bool | None = None) -> None:
+def check_upgrade(
+    request: Request, origins: OriginPolicy, secure: bool | None = None, authority: str | None = None
+) -> None:
     """Return if the request is a good opening handshake; if not, raise the `Rejection` to answer it with.
 
-    `secure` says whether the client came by TLS, None if a proxy may have ended it (`OriginPolicy.allows`).
+    `secure` says whether the client came by TLS, None if a proxy may have ended it; `authority` is the host it asked
+    a trusted proxy for (`OriginPolicy.allows`).
     """
     if request._minor == 0:
         raise refuse(505, "WebSocket needs HTTP/1.1; send the request as HTTP/1.1.")
@@ -119,7 +122,7 @@ def check_upgrade(request: Request, origins: OriginPolicy, secure: bool | None =
         raise refuse(
             426, "Only version 13 of WebSocket is spoken here; send Sec-WebSocket-Version: 13.", _VERSION
         )
-    if b"origin" in found and not origins.allows(request, secure):
+    if b"origin" in found and not origins.allows(request, secure, authority):
         raise refuse(403, "Pages of this Origin may not connect; ask the operator of the server to allow it.")
 
 

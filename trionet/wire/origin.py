@@ -52,12 +52,13 @@ class OriginPolicy:
                     raise ConfigurationError(f"not an origin (scheme://host[:port]): {origin!r}")
             self._listed = frozenset(filter(None, known.values()))
 
-    def allows(self, request: Request, secure: bool | None = None) -> bool:
+    def allows(self, request: Request, secure: bool | None = None, authority: str | None = None) -> bool:
         """Whether the handshake may go on.
 
         `secure` says whether the client came by TLS; None when that is not known, as behind a proxy that
         ends TLS: then `http` and `https` origins count alike, and a missing port is the default of the
-        scheme that the Origin has.
+        scheme that the Origin has. `authority`: the host that the client asked for, where a trusted proxy
+        says it; it takes the place of the request's own.
         """
         origin = request._found.get(b"origin")
         if origin is None or self._any:
@@ -72,5 +73,5 @@ class OriginPolicy:
         scheme, host, port = parts
         if scheme not in {b"http", b"https"} or (secure is not None and secure != (scheme == b"https")):
             return False
-        own = split_authority(request._host)  # valid: the scanner has looked at it
+        own = split_authority(request._host if authority is None else authority.encode("latin-1", "replace"))
         return own is not None and (own[0], _PORTS[scheme] if own[1] is None else own[1]) == (host, port)
