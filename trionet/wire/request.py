@@ -23,6 +23,7 @@ class Request:
         "_length",
         "_method",
         "_minor",
+        "_parameters",
         "_repeated",
         "_size",
         "_skipped",
@@ -54,6 +55,7 @@ class Request:
         self._skipped = skipped
         self._length = length
         self._chunked = chunked
+        self._parameters: dict[str, str] | None = None  # set by whoever has found the route
 
     def __repr__(self) -> str:
         # No query, no headers: they hold tokens and cookies, and a repr ends up in logs.
@@ -81,6 +83,11 @@ class Request:
     def query(self) -> str:
         """What follows the first "?" of the target; empty when there is none."""
         return self.target.partition("?")[2]
+
+    @property
+    def path_params(self) -> dict[str, str]:
+        """What stands in the place of each ``{name}`` of a `Router`'s pattern, percent-decoded; empty without one."""
+        return self._parameters or {}
 
     @property
     def version(self) -> tuple[int, int]:
