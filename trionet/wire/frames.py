@@ -13,6 +13,7 @@ Parsing, checking and masking are separate and pure: a rule is one row of a test
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from trionet.errors import ProtocolError
@@ -25,6 +26,7 @@ __all__ = [
     "check_header",
     "encode_frame",
     "encode_header",
+    "mask_frames",
     "parse_header",
 ]
 
@@ -139,3 +141,26 @@ def encode_frame(
     if length < 126 and fin and not rsv:
         return _SHORT[0x80 | opcode][length] + payload
     return encode_header(opcode, length, fin=fin, rsv=rsv) + payload
+
+
+_MASKED: Final = tuple(bytes((0x80 | n,)) for n in range(128))
+
+
+def mask_frames(data: bytes, fresh_key: Callable[[], bytes]) -> bytes:
+    """Whole unmasked frames as a client has to send them (5.3), each with a key of its own."""
+    second = data[1]
+    if second < 126 and len(data) == second + 2:  # what nearly all are: one, and short
+        key = fresh_key()
+        return data[:1] + _MASKED[second] + key + apply_mask(data[2:], key)
+    pieces: list[bytes] = []
+    pos, end = 0, len(data)
+    while pos < end:
+        header = parse_header(data, pos)
+        assert header is not None
+        body = pos + header.size
+        stop = body + header.length
+        key = fresh_key()
+        pieces += data[pos : pos + 1], _MASKED[data[pos + 1]], data[pos + 2 : body], key
+        pieces.append(apply_mask(data[body:stop], key))
+        pos = stop
+    return b"".join(pieces)
