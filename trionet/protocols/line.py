@@ -21,6 +21,16 @@ class LineConnection(Connection):
         self.write(line + b"\r\n")
 
 
+class _Read:
+    """What was read, and how much of it is handled."""
+
+    __slots__ = ("data", "done")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.done = 0
+
+
 class LineProtocol(Protocol):
     """Calls ``await handler(connection, line)`` for each line, one at a time, in order, without its LF or CR LF.
 
@@ -43,21 +53,35 @@ class LineProtocol(Protocol):
         self.max_line = max_line
 
     async def data_received(self, connection: LineConnection, data: bytes) -> None:
-        """Cut lines; keep the unfinished one."""
+        """Cut lines; keep the unfinished one, and behind a handler that waits the others."""
         if connection._input is not None:
             data = connection._input + data
             connection._input = None
-        *lines, rest = data.split(b"\n")
-        for ended in lines:
-            line = ended.removesuffix(b"\r")
+        start = 0
+        read = None
+        while (end := data.find(b"\n", start)) >= 0:
+            line = data[start:end].removesuffix(b"\r")
             if len(line) > self.max_line:
                 break
+            start = end + 1
+            if read is None:
+                read = connection._input = _Read(data)
+            read.done = start
             await self.handler(connection, line)
             if connection.closed is not None:
                 return
         else:
+            rest = data[start:]
             if len(rest.removesuffix(b"\r")) <= self.max_line:  # its LF may be next
                 connection._input = rest or None
                 return
+        connection._input = None
         connection.write(b"line too long: at most %d bytes\r\n" % self.max_line)
         connection.linger()
+
+    def unread(self, connection: LineConnection) -> bytes:
+        """What follows the line in hand."""
+        read = connection._input
+        if isinstance(read, _Read):
+            connection._input = read.data[read.done :]
+        return super().unread(connection)
