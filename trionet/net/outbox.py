@@ -25,7 +25,7 @@ _AT_ONCE = 64  # buffers in one writev; the kernel's limit is 1,024
 class Outbox:
     """A queue of frames. `size` counts their bytes plus `FRAME_COST` each; `since` is the tick of the last progress."""
 
-    __slots__ = ("_head", "_offset", "_tail", "frames", "since", "size", "waiters")
+    __slots__ = ("_head", "_offset", "begun", "frames", "since", "size", "waiters")
 
     def __init__(self, since: int) -> None:
         self.frames: list[bytes] = []
@@ -34,13 +34,13 @@ class Outbox:
         self.waiters: list[Waiter | Parked] = []
         self._head = 0  # frames before it are sent
         self._offset = 0  # bytes of the first that are sent
-        self._tail = False  # the first is only the rest of a frame
+        self.begun = 0  # so many are not to be dropped: the first is the rest of a frame, or TLS has enciphered them
 
     def append(self, frame: bytes, sent: int = 0) -> None:
         """Queue `frame`; the kernel has taken its first `sent` bytes (then it is the first)."""
         if sent:
             frame = frame[sent:]  # or what is sent would be kept as well
-            self._tail = True
+            self.begun = 1
         self.frames.append(frame)
         self.size += len(frame) + FRAME_COST
 
@@ -81,7 +81,8 @@ class Outbox:
             self.size -= FRAME_COST
             frames[head] = b""
             head += 1
-            self._tail = False
+            if self.begun:
+                self.begun -= 1
         self._offset = count
         if head > 32 and head * 2 > len(frames):
             del frames[:head]
@@ -90,7 +91,7 @@ class Outbox:
 
     def _first(self) -> int:
         """The first frame of which nothing is sent."""
-        return self._head + (self._offset > 0 or self._tail)
+        return self._head + max(self.begun, self._offset > 0)
 
     def discard_oldest(self, room: int, limit: int, droppable: Callable[[bytes], bool]) -> int:
         """Drop the oldest frames not begun until `room` more bytes keep within `limit`; return how many."""

@@ -18,7 +18,9 @@ __all__ = [
     "close",
     "ignore_sigpipe",
     "read",
+    "shutdown_read",
     "shutdown_write",
+    "surrender",
     "unsent",
     "write",
     "writev",
@@ -35,6 +37,10 @@ if sys.platform != "win32":
     def adopt(sock: socket.socket) -> int:
         """Take the descriptor out of a socket object (which is dead afterwards)."""
         return sock.detach()
+
+    def surrender(fd: int) -> socket.socket:
+        """The reverse: a socket object that owns the descriptor."""
+        return socket.socket(fileno=fd)
 else:  # pragma: no cover
     _sockets: dict[int, socket.socket] = {}
 
@@ -42,6 +48,10 @@ else:  # pragma: no cover
         """Keep a socket object and answer for it by its number."""
         _sockets[sock.fileno()] = sock
         return sock.fileno()
+
+    def surrender(fd: int) -> socket.socket:
+        """Give the socket object up."""
+        return _sockets.pop(fd)
 
     def read(fd: int, size: int) -> bytes:  # noqa: D103
         return _sockets[fd].recv(size)
@@ -92,13 +102,22 @@ else:  # pragma: no cover
 
 def shutdown_write(fd: int) -> None:
     """Send FIN, keep reading. A peer that is gone already is no error."""
+    _shutdown(fd, socket.SHUT_WR)
+
+
+def shutdown_read(fd: int) -> None:
+    """Have the end of input reported, whatever the peer does."""
+    _shutdown(fd, socket.SHUT_RD)
+
+
+def _shutdown(fd: int, how: int) -> None:
     if sys.platform == "win32":  # pragma: no cover
         sock: _socket.socket = _sockets[fd]
     else:
         # Family, type and protocol are not asked from the kernel (three calls): shutdown(2) does not need them.
         sock = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
     try:
-        sock.shutdown(socket.SHUT_WR)
+        sock.shutdown(how)
     except OSError:
         pass
     finally:
