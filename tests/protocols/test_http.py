@@ -33,7 +33,7 @@ async def echo(request: HttpRequest) -> Response:
     """Answer with what came."""
     fields = sorted(request.headers.items())
     return Response.json(
-        [request.method, request.path, request.rest, request.query, fields, request.body.decode()]
+        [request.method, request.path, request.rest, request.query, fields, (await request.body()).decode()]
     )
 
 
@@ -301,6 +301,39 @@ async def test_method_not_allowed_says_what_is():
     assert b"\r\nAllow: OPTIONS, POST\r\n" in refused
     assert b"\r\nAllow: GET, HEAD, OPTIONS, POST\r\n" in asked
     assert b"Content-Length" not in asked
+
+
+@pytest.mark.parametrize(
+    "location, sent",
+    [
+        ("/elsewhere?a=b#c", "/elsewhere?a=b#c"),
+        ("https://example.org/", "https://example.org/"),
+        ("/a b/\u00e9/%20", "/a%20b/%C3%A9/%20"),
+        ("/x\r\nSet-Cookie: a", "/x%0D%0ASet-Cookie:%20a"),
+    ],
+)
+async def test_a_redirect_names_its_place_safely(location, sent):
+    """What no URI can hold is percent-encoded, what is encoded stays, and no header can be started."""
+    routes = {"/": Response.redirect(location, 303)}
+    async with trionet.open_server(HttpProtocol(routes)) as server:
+        answer = await ask(server, get("/", CLOSE))
+    assert status(answer) == 303
+    assert f"\r\nLocation: {sent}\r\n".encode() in answer
+    assert b"\r\nContent-Length: 0\r\n" in answer
+
+
+async def test_patterns_name_their_parameters():
+    """What stands for ``{name}`` is in `path_params`, decoded."""
+
+    async def show(request):
+        return Response.json([request.path_params, request.rest])
+
+    routes = {"/users/{name}/files/": show, "POST /users/{name}": show}
+    async with trionet.open_server(HttpProtocol(routes)) as server:
+        answer = await ask(server, get("/users/ada%20l/files/a%20b", CLOSE))
+        refused = await ask(server, get("/users/ada", CLOSE))
+    assert answer.endswith(b'[{"name":"ada l"},"a%20b"]')
+    assert (status(refused), b"\r\nAllow: OPTIONS, POST\r\n" in refused) == (405, True)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -593,10 +626,13 @@ async def test_health_follows_its_check(caplog):
         functools.partial(Response, content_type="text/html\r\nX: y"),
         functools.partial(Response, reason="OK\r\n"),
         functools.partial(Response, 101),
+        functools.partial(Response.redirect, "/", 200),
         functools.partial(Response, 600),
         functools.partial(HttpProtocol, {"healthz": b""}),
         functools.partial(HttpProtocol, {"post /x": b""}),
         functools.partial(HttpProtocol, {"/x": 1}),
+        functools.partial(HttpProtocol, {"/x": b"", "GET /x": b""}),
+        functools.partial(HttpProtocol, {"/{x": b""}),
         functools.partial(HttpProtocol, {"/x": Response(body=echo)}),
     ],
     ids=lambda make: f"{make.args}{make.keywords}",

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import Any, Final, TypeAlias
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote
 
 import trio
 
 from trionet.errors import ConfigurationError, Rejection
 from trionet.net.connection import Connection
-from trionet.wire.http1 import encode_fields, phrase
+from trionet.protocols.forwarded import find_client
+from trionet.protocols.http_body import BodyStream, RequestBody
+from trionet.wire.forwarded import Client, TrustedProxies
+from trionet.wire.http1 import encode_fields, phrase, refuse
 from trionet.wire.request import Request
 
-__all__ = ["Health", "HttpRequest", "Responder", "Response", "as_responder", "as_response", "fixed"]
+if TYPE_CHECKING:
+    from trionet.protocols.base import Protocol
+
+__all__ = [
+    "Handover",
+    "Health",
+    "HttpRequest",
+    "Responder",
+    "Response",
+    "as_responder",
+    "as_response",
+    "fixed",
+]
 
 log = logging.getLogger("trionet")
 
@@ -25,21 +41,31 @@ _PLAIN: Final = "text/plain; charset=utf-8"
 
 
 class HttpRequest:
-    """A plain request, read whole. Responders get it; it stays valid after the answer.
+    """A plain request. Responders get it; what it says stays valid after the answer, its body is read before.
 
     `headers`: by name in lower case; a header that was repeated is joined by commas, cookies by semicolons.
-    `body`: bytes, empty without one. `rest`: what follows the prefix of the route, as sent.
+    `path_params`: what stands in the place of each ``{name}`` of the route, percent-decoded. `rest`: what follows the
+    route's prefix, as sent.
     """
 
-    __slots__ = ("_head", "body", "connection", "headers", "rest")
+    __slots__ = ("_body", "_head", "_proxies", "connection", "headers", "path_params", "rest")
 
     def __init__(
-        self, head: Request, headers: dict[str, str], body: bytes, rest: str, connection: Connection
+        self,
+        head: Request,
+        headers: dict[str, str],
+        body: RequestBody,
+        rest: str,
+        path_params: dict[str, str],
+        connection: Connection,
     ) -> None:
         self._head = head
+        self._body = body
+        # Asked now: the connection may become another protocol's.
+        self._proxies: TrustedProxies | None = getattr(connection.protocol, "proxies", None)
         self.headers = headers
-        self.body = body
         self.rest = rest
+        self.path_params = path_params
         self.connection = connection
 
     def __repr__(self) -> str:
@@ -67,14 +93,50 @@ class HttpRequest:
         return self._head.host
 
     @property
+    def last_event_id(self) -> str:
+        """The id of the last Server-Sent Event that the client got; empty when it comes for the first time."""
+        # Written as UTF-8 (WHATWG HTML, 9.2.4); headers are decoded as ISO 8859-1.
+        return self.headers.get("last-event-id", "").encode("latin-1").decode("utf-8", "replace")
+
+    @property
     def peer(self) -> Any:
         """The client's address; None on a Unix socket or when it has left."""
         return self.connection.peer
 
     @property
+    def client(self) -> Client:
+        """Who asks: as trusted proxies say, if the protocol has `trusted_proxies`; else the peer."""
+        return find_client(self.connection, self._head, self._proxies)
+
+    @property
     def draining(self) -> bool:
         """Whether the server is going away."""
         return self.connection.engine.draining
+
+    def stream(self, *, limit: int | None = None) -> AsyncIterator[bytes]:
+        """The body, to be read as it comes: ``async for piece in request.stream(limit=2**30)``.
+
+        It is asked for (`Expect: 100-continue`) and read when you iterate; what you do not take waits with the peer.
+        `limit`: bytes, instead of the protocol's `max_body`. The loop raises `Rejection` (413 beyond the limit, 408
+        when it is too slow, 400 when it is malformed), which is answered if you let it pass, and `ConnectionClosed`.
+        """
+        return BodyStream(self._body, self._body.limit if limit is None else limit)
+
+    async def body(self, *, limit: int | None = None) -> bytes:
+        """The whole body, empty without one. A second call returns the same. Raises as `stream` does.
+
+        Raises `RuntimeError` if pieces of it were taken from `stream` before.
+        """
+        return await self._body.read(self._body.limit if limit is None else limit)
+
+    async def json(self, *, limit: int | None = None) -> Any:
+        """The body as JSON. Raises `Rejection` (400) where it is none, and as `stream` does."""
+        import json
+
+        try:
+            return json.loads(await self.body(limit=limit))
+        except (ValueError, RecursionError) as error:
+            raise refuse(400, "The body is not JSON.") from error
 
 
 class Response:
@@ -133,6 +195,32 @@ class Response:
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         return cls(status, body, headers, content_type="application/json")
 
+    @classmethod
+    def redirect(cls, location: str, status: int = 302, headers: Iterable[tuple[str, str]] = ()) -> Response:
+        """Go there instead. 302, or 303 after a form; 307 and 308 keep method and body, 301 and 308 are for ever."""
+        if status not in {301, 302, 303, 307, 308}:
+            raise ConfigurationError(f"not the status of a redirect: {status}")
+        # What is no character of a URI is encoded; what is encoded already stays (RFC 3986, 2).
+        target = quote(location, safe="%:/?#[]@!$&'()*+,;=~")
+        return cls(status, b"", [("Location", target), *headers])
+
+
+class Handover(Response):
+    """An answer whose body is another protocol's affair: after the head the connection is `protocol`'s.
+
+    Its ``taken_over(connection, request)`` is awaited then. The body ends with the connection.
+    """
+
+    __slots__ = ("protocol", "request")
+
+    def __init__(
+        self, protocol: Protocol, request: HttpRequest, headers: Iterable[tuple[str, str]], content_type: str
+    ) -> None:
+        super().__init__(200, b"", headers, content_type=content_type)
+        self.length = None  # nobody knows
+        self.protocol = protocol
+        self.request = request
+
 
 Responder: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -181,7 +269,7 @@ def as_responder(value: Responder | Response | bytes | str) -> Responder:
         except UnicodeDecodeError:
             return fixed(Response(body=value))
     if not callable(value):
-        raise ConfigurationError(f"not a responder: {value!r}")
+        raise ConfigurationError(f"not a responder: {value!r} (a WebSocketProtocol goes into a Router)")
     if hasattr(value, "__code__"):  # Ctrl-C may stop it, though not the worker that runs it
         trio.lowlevel.disable_ki_protection(value)
     return value

@@ -1,7 +1,7 @@
 """Responders for files: `StaticFile` for one, `StaticFiles` for a directory.
 
-What they send can be checked for freshness (ETag, Last-Modified), and is looked up anew for each request, so
-a changed file shows at once.
+What they send can be checked for freshness (ETag, Last-Modified) and asked for in parts (Range), and is looked
+up anew for each request, so a changed file shows at once. `trionet.wire.conditions` has the table of answers.
 
 Nothing here waits for a disk in the event loop, except for one `stat` of a file known already: files are
 found and read in threads. Small ones are kept in memory within `cache_size`. Of a large one, a piece is read
@@ -25,6 +25,7 @@ import trio
 from trionet.errors import ConfigurationError, Rejection
 from trionet.protocols.responders import HttpRequest, Response
 from trionet.protocols.websocket import http_date
+from trionet.wire.conditions import judge
 from trionet.wire.http1 import refuse
 
 __all__ = ["StaticFile", "StaticFiles"]
@@ -91,18 +92,17 @@ class _File:
         except OSError:
             return False
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The content, read as it is asked for. Raises `OSError` when the file has changed meanwhile."""
-        offset = 0
-        while offset < self.size:
-            piece = await trio.to_thread.run_sync(self._read, offset)
-            offset += len(piece)
+    async def pieces(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The content from `start` to `stop`, read as it is asked for. Raises `OSError` when the file has changed."""
+        while start < stop:
+            piece = await trio.to_thread.run_sync(self._read, start, min(_SMALL, stop - start))
+            start += len(piece)
             yield piece
 
-    def _read(self, offset: int) -> bytes:
+    def _read(self, offset: int, size: int) -> bytes:
         with _Opened(self.path) as (fd, status):
             os.lseek(fd, offset, os.SEEK_SET)
-            piece = os.read(fd, min(_SMALL, self.size - offset))
+            piece = os.read(fd, size)
             if _identity(status) != self.identity or not piece:
                 raise OSError(errno.ESTALE, "the file changed while it was sent", self.path)
             return piece
@@ -135,15 +135,25 @@ class _Static:
             file = await trio.to_thread.run_sync(self._find, path)
             self._remember(path, file)
         headers = [*self._headers, ("ETag", file.etag), ("Last-Modified", _last_modified(file))]
-        status = judge(request, file.etag, file.modified)
-        if status == 412:
+        size = file.size if request.method == "GET" else None
+        verdict = judge(request.headers, file.etag, file.modified, size, now=time.time())
+        if verdict.status == 412:
             return Response.text("The file is not what you think it is.\n", 412, headers)
-        if status == 304:
-            return Response(304, headers=headers)
-        kind = self._content_type or content_type(path)
+        if verdict.status == 304:
+            return Response(304, b"", headers)
+        headers.append(("Accept-Ranges", "bytes"))
+        if verdict.status == 416:
+            headers.append(("Content-Range", f"bytes */{file.size}"))
+            return Response.text("The file has no such part.\n", 416, headers)
+        start, stop = 0, file.size
+        if verdict.status == 206:
+            start, stop = verdict.start, verdict.stop
+            headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{file.size}"))
+        kind = self._content_type or content_type(file.path)
         if file.body is not None:
-            return Response(200, file.body, headers, content_type=kind)
-        return Response(200, file.pieces(), headers, content_type=kind, length=file.size)
+            return Response(verdict.status, file.body[start:stop], headers, content_type=kind)
+        pieces = file.pieces(start, stop)
+        return Response(verdict.status, pieces, headers, content_type=kind, length=stop - start)
 
     def _find(self, path: str) -> _File:
         """Look at the disk; runs in a thread. Raises `Rejection`, `IsADirectoryError`, other `OSError`."""
@@ -309,38 +319,3 @@ def content_type(path: str) -> str:
         if kind is None or encoding is not None:  # "x.tar.gz" is to be saved as it is
             kind = "application/octet-stream"
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
-
-
-def judge(request: HttpRequest, etag: str, modified: int) -> int:
-    """What the conditions of a GET or HEAD make of it: 200, 304 or 412, in the order of RFC 9110, 13.2.2."""
-    get = request.headers.get
-    if (wanted := get("if-match")) is not None:
-        if not _lists(wanted, etag, weakly=False):
-            return 412
-    elif (date := _seconds(get("if-unmodified-since"))) is not None and modified > date:
-        return 412
-    if (known := get("if-none-match")) is not None:
-        return 304 if _lists(known, etag, weakly=True) else 200
-    if (date := _seconds(get("if-modified-since"))) is not None and modified <= date:
-        return 304
-    return 200
-
-
-def _lists(value: str, etag: str, *, weakly: bool) -> bool:
-    """Whether `etag`, a strong one without commas, is in a list of entity tags (RFC 9110, 8.8.3.2)."""
-    tags = [tag.strip(" \t") for tag in value.split(",")]
-    return tags == ["*"] or etag in tags or (weakly and f"W/{etag}" in tags)
-
-
-def _seconds(date: str | None) -> float | None:
-    """A date in one of the three forms of RFC 9110, 5.6.7, as seconds; None if it is none of them."""
-    if date is None:
-        return None
-    from datetime import UTC
-    from email.utils import parsedate_to_datetime
-
-    try:
-        moment = parsedate_to_datetime(date)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError, TypeError):
-        return None
