@@ -7,6 +7,7 @@ Where things are, in the order to read them:
     protocols/channel   `WebSocket`, what handlers hold
     protocols/websocket the upgrade, and `WebSocketHandler`, what you write
     server              `serve`, `open_server`
+    client/client       `connect_websocket`, `open_client`; client/reconnecting: one that comes back
     net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
     wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
 """
@@ -14,11 +15,23 @@ Where things are, in the order to read them:
 from __future__ import annotations
 
 from trionet._version import __version__ as __version__
+from trionet.adapters.stream import StreamProtocol as StreamProtocol
+from trionet.client.backoff import Backoff as Backoff
+from trionet.client.client import ClientStatistics as ClientStatistics
+from trionet.client.client import Connecting as Connecting
+from trionet.client.client import WebSocketClient as WebSocketClient
+from trionet.client.client import connect_websocket as connect_websocket
+from trionet.client.client import open_client as open_client
+from trionet.client.options import ConnectOptions as ConnectOptions
+from trionet.client.reconnecting import Reconnecting as Reconnecting
+from trionet.client.reconnecting import reconnecting as reconnecting
+from trionet.client.websocket import ClientWebSocket as ClientWebSocket
 from trionet.errors import ConfigurationError as ConfigurationError
 from trionet.errors import ConnectionClosed as ConnectionClosed
 from trionet.errors import ProtocolError as ProtocolError
 from trionet.errors import Rejection as Rejection
 from trionet.errors import TrionetError as TrionetError
+from trionet.errors import UpgradeRefused as UpgradeRefused
 from trionet.net.connection import Connection as Connection
 from trionet.net.engine import Engine as Engine
 from trionet.net.gate import GateStatistics as GateStatistics
@@ -30,6 +43,10 @@ from trionet.net.poller import PollerStatistics as PollerStatistics
 from trionet.net.poller import open_poller as open_poller
 from trionet.net.pool import PoolStatistics as PoolStatistics
 from trionet.net.pool import TaskPool as TaskPool
+from trionet.net.stream import DetachedStream as DetachedStream
+from trionet.net.tls import TlsHandshake as TlsHandshake
+from trionet.net.tls import server_tls_context as server_tls_context
+from trionet.net.tls_session import TlsStatistics as TlsStatistics
 from trionet.net.wheel import WheelStatistics as WheelStatistics
 from trionet.protocols.base import Protocol as Protocol
 from trionet.protocols.channel import MessageStream as MessageStream
@@ -43,11 +60,19 @@ from trionet.protocols.frame_stream import write_frame as write_frame
 from trionet.protocols.http import HttpProtocol as HttpProtocol
 from trionet.protocols.line import LineConnection as LineConnection
 from trionet.protocols.line import LineProtocol as LineProtocol
+from trionet.protocols.prefixed import LengthPrefixedConnection as LengthPrefixedConnection
+from trionet.protocols.prefixed import LengthPrefixedProtocol as LengthPrefixedProtocol
+from trionet.protocols.proxied import Proxied as Proxied
+from trionet.protocols.proxied import ProxyProtocol as ProxyProtocol
 from trionet.protocols.registry import Registry as Registry
 from trionet.protocols.responders import Health as Health
 from trionet.protocols.responders import HttpRequest as HttpRequest
 from trionet.protocols.responders import Responder as Responder
 from trionet.protocols.responders import Response as Response
+from trionet.protocols.router import Router as Router
+from trionet.protocols.sse import EventSource as EventSource
+from trionet.protocols.sse import EventStream as EventStream
+from trionet.protocols.sse import broadcast_events as broadcast_events
 from trionet.protocols.static import StaticFile as StaticFile
 from trionet.protocols.static import StaticFiles as StaticFiles
 from trionet.protocols.websocket import Accept as Accept
@@ -57,25 +82,42 @@ from trionet.server import Server as Server
 from trionet.server import ServerStatistics as ServerStatistics
 from trionet.server import open_server as open_server
 from trionet.server import serve as serve
+from trionet.wire.client_handshake import UpgradeResponse as UpgradeResponse
 from trionet.wire.closing import CloseCode as CloseCode
+from trionet.wire.deflate import Deflate as Deflate
+from trionet.wire.forwarded import Client as Client
+from trionet.wire.forwarded import TrustedProxies as TrustedProxies
 from trionet.wire.handshake import HeadLimits as HeadLimits
+from trionet.wire.proxy_header import ProxyHeader as ProxyHeader
 from trionet.wire.request import Request as Request
 
 __all__ = [
     "Accept",
+    "Backoff",
+    "Client",
+    "ClientStatistics",
+    "ClientWebSocket",
     "CloseCode",
     "ConfigurationError",
+    "ConnectOptions",
+    "Connecting",
     "Connection",
     "ConnectionClosed",
+    "Deflate",
+    "DetachedStream",
     "Endpoint",
     "Engine",
     "Event",
+    "EventSource",
+    "EventStream",
     "Frame",
     "GateStatistics",
     "HeadLimits",
     "Health",
     "HttpProtocol",
     "HttpRequest",
+    "LengthPrefixedConnection",
+    "LengthPrefixedProtocol",
     "LineConnection",
     "LineProtocol",
     "Listener",
@@ -86,27 +128,44 @@ __all__ = [
     "PreparedMessage",
     "Protocol",
     "ProtocolError",
+    "Proxied",
+    "ProxyHeader",
+    "ProxyProtocol",
+    "Reconnecting",
     "Registry",
     "Rejection",
     "Request",
     "Responder",
     "Response",
+    "Router",
     "Server",
     "ServerStatistics",
     "SlowConsumer",
     "StaticFile",
     "StaticFiles",
+    "StreamProtocol",
     "TaskPool",
+    "TlsHandshake",
+    "TlsStatistics",
     "TrionetError",
+    "TrustedProxies",
+    "UpgradeRefused",
+    "UpgradeResponse",
     "WebSocket",
+    "WebSocketClient",
     "WebSocketHandler",
     "WebSocketProtocol",
     "WheelStatistics",
     "__version__",
     "broadcast",
+    "broadcast_events",
+    "connect_websocket",
+    "open_client",
     "open_poller",
     "open_server",
     "read_frame",
+    "reconnecting",
     "serve",
+    "server_tls_context",
     "write_frame",
 ]

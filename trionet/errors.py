@@ -3,6 +3,7 @@
     TrionetError
     ├── ProtocolError        the peer broke RFC 6455        peer is sent Close `code`
     ├── Rejection            a request head is refused      peer is sent an HTTP response
+    ├── UpgradeRefused       a server (or a proxy) refused us: the HTTP response it sent
     ├── ConnectionClosed     you used a connection that has ended; says how it ended
     └── ConfigurationError   you passed settings that cannot work (also a `ValueError`)
 
@@ -21,6 +22,7 @@ __all__ = [
     "ProtocolError",
     "Rejection",
     "TrionetError",
+    "UpgradeRefused",
 ]
 
 
@@ -67,6 +69,45 @@ class Rejection(TrionetError):
         self.body = body
 
 
+class UpgradeRefused(TrionetError):
+    """The server has answered a client's opening handshake by an HTTP response that is no switch to WebSocket.
+
+    `status`, `reason` and `headers` are those of the response, `body` is the beginning of its body (bytes, 4 KiB at
+    most). `by` is "proxy" when it was an HTTP proxy that would not connect us. `where` is whom we asked.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str = "",
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        by: Literal["server", "proxy"] = "server",
+        where: str = "",
+    ) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = tuple(headers)
+        self.body = body
+        self.by = by
+        self.where = where
+
+    def header(self, name: str) -> str | None:
+        """The value of a header of the response, its lines joined by commas; None when it did not come."""
+        values = [value for other, value in self.headers if other.lower() == name.lower()]
+        return ", ".join(values) if values else None
+
+    def __str__(self) -> str:
+        text = f"the {self.by} {self.where} answered {self.status} {self.reason}".rstrip()
+        if location := self.header("location"):
+            text += f" to {location[:200]} (redirects are followed if the option `redirects` says how many)"
+        elif self.body:
+            first = self.body.decode(errors="replace").strip().partition("\n")[0][:120]
+            text += f": {first}" if first.isprintable() else ""
+        return text
+
+
 class ConnectionClosed(TrionetError):
     """The connection has ended, or is ending: nothing more can be sent or received.
 
@@ -85,5 +126,5 @@ class ConnectionClosed(TrionetError):
 
     @property
     def clean(self) -> bool:
-        """Whether a closing handshake ended it the ordinary way (1000 or 1001)."""
-        return self.code in (1000, 1001)
+        """Whether a closing handshake ended it the ordinary way: with 1000, 1001 or no code (1005)."""
+        return self.code in (1000, 1001, 1005)

@@ -906,8 +906,9 @@ def calls(monkeypatch):
 
         return do
 
-    for name in ("read", "write", "writev"):
-        monkeypatch.setattr(system, name, counted(name, getattr(system, name)))
+    monkeypatch.setattr(Connection, "_get", staticmethod(counted("read", system.read)))
+    monkeypatch.setattr(Connection, "_put", staticmethod(counted("write", system.write)))
+    monkeypatch.setattr(system, "writev", counted("writev", system.writev))
     return made
 
 

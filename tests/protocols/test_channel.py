@@ -26,6 +26,7 @@ from ws_peer import (
 
 import trionet
 from trionet.net import system
+from trionet.net.connection import Connection
 
 CHUNK = bytes(4096)
 
@@ -46,7 +47,7 @@ def writes(monkeypatch):
         seen.append(bytes(data))
         return write(fd, data)
 
-    monkeypatch.setattr(system, "write", spy)
+    monkeypatch.setattr(Connection, "_put", staticmethod(spy))
     return seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 
@@ -828,6 +829,33 @@ async def test_any_sign_of_life_keeps_a_connection(clock, answer):
             await peer.send(whole[n : n + 1] if answer == "one byte" else whole)
         assert handler.ends == []
         assert at.server.statistics().connections == 1
+
+
+async def test_pings_keep_their_interval_when_answers_may_take_longer(clock):
+    """A peer that answers at once is pinged every `ping_interval`, however long `ping_timeout` is."""
+    async with serving(Echo(), ping_interval=5, ping_timeout=60, resolution=1) as at:
+        peer = await at.join()
+        for _ in range(4):
+            began = trio.current_time()
+            assert await peer.frame() == Frame(PING, b"")
+            assert trio.current_time() - began < 8  # to a tick or two
+            await peer.send(frame(PONG))
+
+
+async def test_a_look_at_other_deadlines_does_not_cut_the_time_for_a_pong(clock):
+    """The receive timeout of a handler comes between Ping and Pong, and the connection stays."""
+
+    async def handler(ws):
+        while True:
+            with contextlib.suppress(trio.TooSlowError):
+                await ws.receive(timeout=2)
+
+    async with serving(handler, ping_interval=5, ping_timeout=60, resolution=1) as at:
+        peer = await at.join()
+        assert await peer.frame() == Frame(PING, b"")
+        await trio.sleep(20)
+        await peer.send(frame(PONG))
+        assert await peer.frame() == Frame(PING, b"")
 
 
 async def test_talking_peers_are_not_pinged(clock):

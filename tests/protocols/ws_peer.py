@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 import struct
 import sys
@@ -22,6 +23,7 @@ KEY = b"\x37\xfa\x21\x3d"
 GENEROUS = 20.0
 
 _SERVER_OPTIONS = {
+    "ssl_context",
     "lifespan",
     "pool_size",
     "limiter",
@@ -237,7 +239,7 @@ async def serving(handler, **options):
     theirs = {name: options.pop(name) for name in _SERVER_OPTIONS & set(options)}
     protocol = (
         trionet.WebSocketProtocol(handler, **options)
-        if isinstance(handler, trionet.WebSocketHandler)
+        if isinstance(handler, trionet.WebSocketHandler) or inspect.isroutine(handler)
         else handler
     )
     with trio.fail_after(3600 if mocked else GENEROUS):

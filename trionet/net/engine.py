@@ -14,6 +14,7 @@ One turn, as in libuv's design page:
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,8 @@ import trio
 
 from trionet.net.connection import BUSY, Connection, ProtocolInterface
 from trionet.net.poller import Poller, open_poller
-from trionet.net.pool import TaskPool
+from trionet.net.pool import TaskPool, split_error
+from trionet.net.stream import DetachedStream
 from trionet.net.wheel import Wheel
 
 __all__ = ["Engine"]
@@ -46,11 +48,15 @@ class Engine:
         self.running = False
         self.draining = False
         self.connections = 0
+        self.streams: dict[DetachedStream, None] = {}  # of them, those given away
         self.opening = 0  # of them, those in state OPENING
         self.opened = 0
         self.overflowed = 0
-        self.pings = 0
+        self.pings = random.getrandbits(62)  # what a Ping carries: not to be guessed by whoever sends Pongs
         self.stale = 0
+        self.tls: Any = (
+            None  # what TLS connections share, made with the first (see `trionet.net.tls_session`)
+        )
         self.lag = 0.0  # seconds by which the last tick came late
         self.lag_max = 0.0
         self._backend = backend
@@ -146,6 +152,17 @@ class Engine:
         self.connections -= 1
         self.poller.unregister(fd)
 
+    def given_away(self, stream: DetachedStream) -> None:
+        """A connection goes on as `stream`: it counts until that is closed."""
+        self.connections += 1
+        self.streams[stream] = None
+
+    def stream_closed(self, stream: DetachedStream) -> None:
+        """That is the end of it. A second call does nothing."""
+        if stream in self.streams:
+            del self.streams[stream]
+            self.connections -= 1
+
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any, name: object = None) -> None:
         """Start a task that ends with the engine: cancelled, when it is left. What it raises ends the engine."""
         self._tasks.start_soon(function, *args, name=name)
@@ -213,6 +230,8 @@ class Engine:
 
     async def _close_all(self) -> None:
         """Hard stop: what is open is closed; each `connection_lost` runs, under cancellation, to its first wait."""
+        for stream in list(self.streams):
+            stream.close_now()
         # Those cut off, and those waiting for their last job, may have released their descriptor before.
         jobs = dict.fromkeys([*self, *self.pool.cut_off, *self.pool.ready])
         connections = [job for job in jobs if isinstance(job, Connection)]
@@ -223,10 +242,29 @@ class Engine:
         self.pool.ready.clear()
         with trio.CancelScope() as scope:
             scope.cancel()
-            for connection in connections:
+            async with trio.open_nursery() as nursery:  # cleaning up may wait, shielded
+                rest = iter(connections)
+                for _ in range(int(min(self.pool.size, len(connections)))):
+                    nursery.start_soon(self._end_some, rest)
+
+    @staticmethod
+    async def _end_some(connections: Iterator[Connection]) -> None:
+        for connection in connections:
+            for _ in range(3):  # first a handler is cancelled, then the end is told
+                if connection.is_gone:
+                    break
                 try:
                     await connection.run()
-                except trio.Cancelled:
-                    pass
-                except Exception as error:  # noqa: BLE001
-                    connection.failed(error)
+                except BaseException as error:
+                    own, rest = split_error(error)
+                    if own is not None:
+                        connection.protocol.handler_failed(connection, own)
+                    if rest is not None and _interrupts(rest):
+                        raise
+
+
+def _interrupts(error: BaseException) -> bool:
+    """Whether there is more in it than the cancellation that ends everything anyway."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is not None
+    return not isinstance(error, trio.Cancelled)

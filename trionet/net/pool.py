@@ -23,8 +23,9 @@ import contextvars
 import logging
 import types
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Generator
 from contextlib import asynccontextmanager
+from operator import is_
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -39,10 +40,16 @@ __all__ = ["Job", "Parked", "PoolStatistics", "Source", "TaskPool", "Waiter", "s
 log = logging.getLogger("trionet.pool")
 
 # Trio says which tasks own a lock only in private. Without it nothing is ever parked: correct, only larger.
+lock_owners: Container[object]
 try:
-    from trio._core._parking_lot import GLOBAL_PARKING_LOT_BREAKER as _lock_owners  # noqa: N811
+    from trio._core._parking_lot import GLOBAL_PARKING_LOT_BREAKER as lock_owners  # noqa: N811
 except ImportError:  # pragma: no cover
-    _lock_owners = None  # type: ignore[assignment]
+
+    class _Anybody:
+        def __contains__(self, task: object) -> bool:
+            return True
+
+    lock_owners = _Anybody()
 
 
 class _Opaque:
@@ -54,6 +61,7 @@ class _Opaque:
 
 
 _SLICE = 0.001  # seconds of work without a pause after which other tasks get a turn
+_WORKER = "trionet worker"
 _CREDIT = 64  # operations that never wait, after which a handler lets others run
 
 
@@ -69,6 +77,12 @@ class Job(Protocol):
     def failed(self, error: BaseException) -> None:
         """`run` raised an `Exception` (or a group of them). May raise, and so end the pool."""
 
+    def cut_off(self) -> None:
+        """`run` was cancelled by `Worker.cancel`, it alone."""
+
+    def context_changed(self, context: contextvars.Context) -> None:
+        """The job has set a context variable. `context` is used by nobody from now on; most let it go."""
+
 
 class Source(Protocol):
     """Where jobs come from when the queue is empty."""
@@ -82,7 +96,11 @@ class Source(Protocol):
 
 @attrs.frozen
 class PoolStatistics:
-    """`busy` workers hold a slot, `suspended` ones among them wait for something; `detached` hold none."""
+    """`busy` workers hold a slot, `suspended` ones among them wait for something; `detached` hold none.
+
+    `parked` handlers wait without a task, for a message or for room in a queue. `pinned` ones wait for a message in
+    a task, because a cancel scope, a nursery or a lock of theirs is open.
+    """
 
     size: float
     busy: int
@@ -90,6 +108,7 @@ class PoolStatistics:
     suspended: int
     detached: int
     parked: int
+    pinned: int
     queued: int
     jobs: int
     failures: int
@@ -98,7 +117,19 @@ class PoolStatistics:
 class Worker:
     """One task of the pool."""
 
-    __slots__ = ("deadline", "detached", "holding", "job", "shown", "task", "yielded")
+    __slots__ = (
+        "cancelled",
+        "cut_off",
+        "deadline",
+        "detached",
+        "holding",
+        "job",
+        "leaving",
+        "scope",
+        "shown",
+        "task",
+        "yielded",
+    )
 
     def __init__(self, task: trio.lowlevel.Task) -> None:
         self.job: Any = None  # set while its job is suspended
@@ -109,6 +140,15 @@ class Worker:
         self.detached = False
         self.holding = False  # a token
         self.deadline = 0.0  # the end of its grace, while it is suspended
+        self.leaving = False  # what it runs will wait for long: no grace
+        self.scope = trio.CancelScope()  # around all it does
+        self.cancelled = False  # `cancel` was called: the scope has to be left before anything else is run
+        self.cut_off: Any = None  # the job that a cancellation has just ended
+
+    def cancel(self) -> None:
+        """Cancel the job that is suspended in this worker; the worker goes on with another."""
+        self.cancelled = True
+        self.scope.cancel()
 
 
 class Waiter:
@@ -123,6 +163,10 @@ class Waiter:
         """Wait for `wake`. A cancelled waiter must be forgotten by whoever would wake it."""
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def waits_in(self, task: trio.lowlevel.Task) -> bool:
+        """Whether it is `task` that waits, and was not woken yet."""
+        return self._task is task
 
     def _abort(self, _: object) -> Abort:
         self._task = None
@@ -181,6 +225,10 @@ class _Call:
 
     def suspended(self) -> None: ...
 
+    def cut_off(self) -> None: ...
+
+    def context_changed(self, context: contextvars.Context) -> None: ...
+
     def failed(self, error: BaseException) -> None:
         raise error
 
@@ -214,6 +262,9 @@ class TaskPool:
         self.running: Worker | None = None
         self.shown: Any = None  # its `Worker.shown`
         self.job: Any = None  # what it runs
+        self.suspending: Worker | None = None  # the one that ran what has just been suspended
+        self.context: Any = None  # where it runs
+        self.home: Any = None  # the context of its task; a call from a thread runs in another
         self.credit = 0  # operations left before it must let others run
         # Answers to input that came in one piece go out in one piece (see `trionet.protocols.channel`).
         self.cork: list[bytes] | None = None
@@ -225,6 +276,8 @@ class TaskPool:
         self.failures = 0
         self.ready: deque[Any] = deque()
         self.parked: set[Parked] = set()
+        self.at_rest = 0  # handlers that wait for a message without a task
+        self.pinned = 0
         self.status: Any = None  # the cancel status that the running task has outside any job
         self._calls = 0
         self._waiting_calls: deque[trio.lowlevel.Task] = deque()
@@ -290,10 +343,22 @@ class TaskPool:
             idle=len(self._idle),
             suspended=self.suspended,
             detached=self.detached,
-            parked=len(self.parked),
+            parked=len(self.parked) + self.at_rest - self._runs_handler(),
+            pinned=self.pinned,
             queued=len(self.ready),
             jobs=self.jobs,
             failures=self.failures,
+        )
+
+    def unfinished(self) -> int:
+        """How many jobs are suspended, detached, parked or waiting for their turn."""
+        return self.suspended + self.detached + len(self.parked) + len(self.ready)
+
+    def _runs_handler(self) -> bool:
+        """Whether the code that asks is a handler that has not been suspended: it is counted among those at rest."""
+        running = self.running
+        return (
+            running is not None and not running.yielded and getattr(self.job, "_coroutine", None) is not None
         )
 
     # ------------------------------------------------------- giving it work
@@ -345,14 +410,13 @@ class TaskPool:
 
     def can_park(self) -> bool:
         """Whether the running code may give its worker away: no scope, nursery or lock of its own holds the task."""
-        worker = self.running
-        if worker is None or _lock_owners is None:
-            return False
-        task = worker.task
+        # A nursery brings a cancel scope of its own. A thread that called back waits for the task it came from.
+        task = self.shown
         return (
-            worker.shown._cancel_status is self.status
-            and not task.child_nurseries
-            and task not in _lock_owners
+            task is not None
+            and task._cancel_status is self.status
+            and task.context is self.home
+            and task not in lock_owners
         )
 
     async def breathe(self) -> None:
@@ -378,6 +442,15 @@ class TaskPool:
                 waiters.remove(waiter)
             raise
 
+    def leave(self) -> None:
+        """The running job is about to wait in its task, perhaps for ever: it needs its slot no longer."""
+        worker = self.running
+        if worker is not None and not worker.detached:
+            if worker.yielded:
+                self._detach(worker)
+            else:
+                worker.leaving = True
+
     def unpark(self, parked: Parked) -> None:
         """Let a parked coroutine go on as soon as a worker is free. A second call does nothing."""
         if parked in self.parked:
@@ -391,8 +464,8 @@ class TaskPool:
             return False
         if worker.yielded:
             self._settled(worker)
-            return worker.detached or self._oversized()
-        return worker.detached
+            return worker.detached or worker.cancelled or self._oversized()
+        return worker.detached or worker.cancelled
 
     def _oversized(self) -> bool:
         """Whether more slots are taken than there are: `size` was lowered."""
@@ -403,7 +476,7 @@ class TaskPool:
     def _spawn(self) -> None:
         assert self._nursery is not None
         self._workers += 1
-        self._nursery.start_soon(self._work)
+        self._nursery.start_soon(self._work, name=_WORKER)
 
     def _wake_one(self) -> None:
         """See to it that somebody takes the queue, or the lead."""
@@ -430,25 +503,22 @@ class TaskPool:
     @enable_ki_protection
     async def _work(self) -> None:
         worker = Worker(trio.lowlevel.current_task())
-        ready = self.ready
         try:
-            while not worker.detached:
-                if not ready:
-                    if self._leader is None and self.source is not None and not self._closing:
-                        self.source.fetch()
-                        if not ready:
-                            self._give_back(worker)
-                            await self._lead(worker)
-                            continue
-                    else:
-                        self._give_back(worker)
-                        if self._closing:
-                            return
-                        await self._idle_until_woken(worker)
+            while True:
+                with trio.CancelScope() as worker.scope:
+                    await self._serve(worker)
+                cancelled, worker.cancelled = worker.cancelled, False
+                if not worker.scope.cancelled_caught:
+                    # The job that was cancelled may have ended by itself, before it noticed.
+                    if (cancelled and not worker.detached) or self._rejoin(worker):
                         continue
-                await self._take_slot(worker)
-                if ready:
-                    await self._drive(worker)
+                    return
+                if worker.yielded:
+                    self._settled(worker)
+                job, worker.cut_off = worker.cut_off, None
+                if job is not None:  # else it came to its end first
+                    self.cut_off.remove(job)
+                    job.cut_off()
         finally:
             self._give_back(worker)
             if worker.detached:
@@ -458,6 +528,26 @@ class TaskPool:
             if self._closing:
                 self._wake_all()
                 self._wake_closer()
+
+    async def _serve(self, worker: Worker) -> None:
+        ready = self.ready
+        while not (worker.detached or worker.cancelled):
+            if not ready:
+                if self._leader is None and self.source is not None and not self._closing:
+                    self.source.fetch()
+                    if not ready:
+                        self._give_back(worker)
+                        await self._lead(worker)
+                        continue
+                else:
+                    self._give_back(worker)
+                    if self._closing:
+                        return
+                    await self._idle_until_woken(worker)
+                    continue
+            await self._take_slot(worker)
+            if ready:
+                await self._drive(worker)
 
     async def _lead(self, worker: Worker) -> None:
         source = self.source
@@ -498,8 +588,8 @@ class TaskPool:
     def _drive(self, worker: Worker) -> Generator[Any, Any, None]:
         """Run jobs until the queue is empty, passing on to Trio what they yield, unless it is a `Parked`."""
         ready = self.ready
-        status = worker.shown._cancel_status
-        while ready and not worker.detached:
+        status, home = worker.shown._cancel_status, worker.task.context
+        while ready and not (worker.detached or worker.cancelled):
             if ready[0].__class__ is Parked:
                 parked = ready.popleft()
                 stack, context, self.job = parked.coroutine, parked.context, parked.job
@@ -509,7 +599,7 @@ class TaskPool:
             value = error = None
             while True:
                 self.running, self.status, self.credit = worker, status, _CREDIT
-                self.shown = worker.shown
+                self.shown, self.context, self.home = worker.shown, context, home
                 if worker.yielded:
                     self.job = worker.job
                 try:
@@ -540,7 +630,8 @@ class TaskPool:
     async def _jobs(self) -> None:
         """Work off the queue. Parked with the job it runs, it goes on in another worker, so: no local worker."""
         ready = self.ready
-        pristine = self._context
+        pristine = tuple(self._context.values())
+        size = len(pristine)
         copy_context = contextvars.copy_context
         job: Any
         done = 0
@@ -554,14 +645,17 @@ class TaskPool:
                 done += 1
                 self.credit = _CREDIT
                 try:
-                    if await job.run():
-                        return
+                    over = await job.run()
                 except BaseException as error:  # noqa: BLE001 - the bulkhead
                     self._contain(job, error)
-                    if self.job_done():
-                        return
-                # What a handler sets in a context variable ends with it: the next one gets a fresh copy.
-                if copy_context() != pristine:
+                    over = self.job_done()
+                # What a handler sets in a context variable is its own: the next one gets a fresh copy.
+                # Compared by identity: an equal value is another one (and comparing would run code of the handler's).
+                context = copy_context()
+                if len(context) != size or (size and not all(map(is_, context.values(), pristine))):
+                    job.context_changed(self.context)
+                    return
+                if over:
                     return
         finally:
             self.jobs += done
@@ -574,13 +668,20 @@ class TaskPool:
             job.failed(own)
         if rest is not None:
             self.cut_off.append(job)
+            if self.running is not None:
+                self.running.cut_off = job
             raise rest
 
     def _first_yield(self, worker: Worker) -> None:
         worker.yielded = True
         job = worker.job = self.job
         self.suspended += 1
+        self.suspending = worker
         job.suspended()
+        worker.task.name = getattr(job, "title", _WORKER)
+        if worker.leaving:
+            self._detach(worker)
+            return
         worker.deadline = trio.current_time() + self.slot_grace
         self._grace.append((worker.deadline, worker))
         if self._overseer is not None:
@@ -602,6 +703,7 @@ class TaskPool:
         worker.yielded = False
         worker.job = None
         worker.deadline = 0.0
+        worker.task.name = _WORKER
         if not worker.detached:
             self.suspended -= 1
 
@@ -631,12 +733,22 @@ class TaskPool:
 
     def _detach(self, worker: Worker) -> None:
         worker.detached = True
+        worker.leaving = False
         worker.deadline = 0.0
         self.suspended -= 1
         self.detached += 1
         self._workers -= 1
         self._give_back(worker)
         self._replace()
+
+    def _rejoin(self, worker: Worker) -> bool:
+        """A detached worker has done its job: it goes on, if there is a place for it."""
+        if not worker.detached or worker.yielded or self._closing or self._workers > self.size:
+            return False
+        worker.detached = False
+        self.detached -= 1
+        self._workers += 1
+        return True
 
     def _replace(self) -> None:
         """A worker is lost to its job for a while: another takes over what it would have done next."""

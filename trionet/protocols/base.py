@@ -9,7 +9,7 @@ from typing import Any
 from trionet.errors import ConfigurationError, ConnectionClosed
 from trionet.net.connection import CLOSING, LINGERING, NEVER, Connection
 
-__all__ = ["Protocol"]
+__all__ = ["Protocol", "only_closed"]
 
 log = logging.getLogger("trionet")
 
@@ -86,13 +86,34 @@ class Protocol:
         """The peer sends no more, said while its handler is suspended; `eof_received` follows when it is done."""
 
     async def catch_up(self, connection: Any) -> None:
-        """The handler is done: work off what was kept."""
+        """The handler is done: work off what was kept; drop it if that has closed the connection."""
         rare = connection.rare()
         data, rare.held, rare.held_size = rare.held, None, 0
-        await self.data_received(connection, data)
+        if connection.closed is None:
+            await self.data_received(connection, data)
+
+    def unread(self, connection: Any) -> bytes:
+        """What was read from this peer and not handled yet, as it came. `Connection.detach` gives it to the stream.
+
+        Raises `RuntimeError` if that cannot be told, as here when ``connection._input`` is not bytes. A protocol that
+        handles several pieces of one read keeps the rest there while it handles one.
+        """
+        rare = connection._rare
+        kept = [connection._input, rare.held if rare is not None else None]
+        if not all(piece is None or isinstance(piece, bytes | bytearray) for piece in kept):
+            raise RuntimeError(
+                f"{type(self).__name__} is in the middle of something that cannot be given away"
+            )
+        return b"".join(piece for piece in kept if piece)
+
+    def full(self) -> bool:
+        """Whether nothing more is to be accepted for this protocol now: it has as many connections as it can serve."""
+        return False
 
     def handler_failed(self, connection: Any, error: Exception) -> None:
         """`data_received` or a handler raised: log it, and close this connection."""
+        if connection.closed is not None and only_closed(error):
+            return  # it used a connection whose peer had left: that ends handlers every day
         log.error("%r: handler failed, connection closed", connection, exc_info=error)
         connection.abort()
 
@@ -142,3 +163,10 @@ class Protocol:
         tick = self.next_deadline(connection)
         if tick:
             connection.engine.set_deadline(connection, tick)
+
+
+def only_closed(error: BaseException) -> bool:
+    """Whether there is nothing in `error` but `ConnectionClosed`."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(only_closed, error.exceptions))
+    return isinstance(error, ConnectionClosed)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import enum
 import sys
+import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
@@ -22,6 +23,7 @@ import trio
 from trionet.errors import ConnectionClosed, ProtocolError
 from trionet.net import system
 from trionet.net.connection import (
+    BUSY,
     CLOSING,
     OPEN,
     OPENING,
@@ -30,7 +32,10 @@ from trionet.net.connection import (
     Connection,
     broken,
 )
+from trionet.net.stream import DetachedStream
 from trionet.wire.closing import CloseCode, check_sendable, encode_close, parse_close
+from trionet.wire.deflate import Codec
+from trionet.wire.forwarded import Client
 from trionet.wire.frames import Opcode, encode_frame
 from trionet.wire.masking import apply_mask
 from trionet.wire.messages import Chunk, Control, Event
@@ -46,7 +51,7 @@ Message: TypeAlias = "str | bytes | bytearray | memoryview | PreparedMessage"
 _TEXT: Final = tuple(bytes((0x81, n)) for n in range(126))
 _BINARY: Final = tuple(bytes((0x82, n)) for n in range(126))
 _CORK_LIMIT: Final = 65536
-_PARKED: Final = 4096  # bytes of a handler that waits for room, which are kept with the queue
+PARKED: Final = 4096  # bytes of a handler that waits for room, which are kept with the queue
 _FEW: Final = 4096  # bytes that the peer has not acknowledged
 _ECHO_NORMAL: Final = encode_frame(Opcode.CLOSE, encode_close(1000))
 
@@ -66,12 +71,32 @@ class SlowConsumer(enum.Enum):
 
 
 class PreparedMessage:
-    """A message encoded once, to be sent to many. Immutable; text from a str, binary from bytes."""
+    """A message encoded once, to be sent to many. Immutable; text from a str, binary from bytes.
 
-    __slots__ = ("frame",)
+    Compressed once for all connections that compress alike, when the first of them gets it.
+    """
 
-    def __init__(self, message: str | bytes | bytearray | memoryview) -> None:
+    __slots__ = ("_compressed", "frame")
+
+    def __init__(self, message: Message) -> None:
         self.frame = _encode(message)
+        self._compressed: dict[Any, bytes] | None = None
+
+    def compressed(self, codec: Codec) -> bytes:
+        """Its frame for peers that agreed on `codec`, one without context takeover on our side."""
+        variants = self._compressed
+        if variants is None:
+            variants = self._compressed = {}
+        frame = variants.get(codec.key)
+        if frame is None:
+            frame = variants[codec.key] = compress_frame(self.frame, codec)
+        return frame
+
+
+def compress_frame(frame: bytes, codec: Codec) -> bytes:
+    """The frame of a whole message compressed, or as it is where that is better."""
+    packed = codec.deflate(frame[{126: 4, 127: 10}.get(frame[1], 2) :])
+    return frame if packed is None else encode_frame(frame[0] & 15, packed, rsv=4)
 
 
 def _encode(message: Message) -> bytes:
@@ -94,8 +119,74 @@ class WebSocket(Connection):
     __slots__ = ()
 
     protocol: WebSocketProtocol
+    compresses = False  # whether messages go through a `Codec`; see `trionet.protocols.deflate`
+
+    # ------------------------------------- what straight-line handlers have
+
+    def receive(self, timeout: float | None = None) -> Awaitable[str | bytes]:
+        """Wait for the next message: str for text, bytes for binary. For straight-line handlers and clients.
+
+        Raises `ConnectionClosed`, at once after our own Close, else when all that came before the end was received;
+        `trio.TooSlowError` after `timeout` seconds (and up to a tick of the server's clock, 0.25 s, more), which costs
+        no cancel scope; `trio.BusyResourceError` when another task waits already.
+        """
+        raise self._no_receiver(timeout)
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """Iterate over messages until the connection has ended.
+
+        Ends when it was closed with 1000, 1001 or no code, by whomever; else raises `ConnectionClosed`.
+        """
+        raise self._no_receiver()
+
+    def receive_stream(self) -> AbstractAsyncContextManager[AsyncIterator[str | bytes]]:
+        """Receive one message piece by piece: ``async with ws.receive_stream() as pieces: async for piece in pieces:``.
+
+        A piece is what came in one go, up to 64 KiB; messages may be longer than `max_message` if the protocol has a
+        `max_stream`. Without one, a message comes in one piece. What is not read of it is discarded.
+        """
+        raise self._no_receiver()
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any, name: object = None) -> None:
+        """Start a task that belongs to this connection: cancelled when it closes, or when its handler ends.
+
+        An `Exception` of it closes the connection with 1011. Raises `ConnectionClosed`.
+        """
+        raise self._no_receiver(function, args, name)
+
+    def stack(self) -> traceback.StackSummary:
+        """Where the handler waits: print it with ``"".join(ws.stack().format())``. Empty when there is none."""
+        return traceback.StackSummary()
+
+    def arrived(self) -> bool:
+        """Messages, or parts of one, were kept for whoever will receive them. Returns whether a task waits for them."""
+        return False
+
+    def conclude(
+        self,
+        on_close: Callable[[WebSocket, ConnectionClosed], Coroutine[Any, Any, None]] | None,
+        closed: ConnectionClosed,
+    ) -> Coroutine[Any, Any, None] | None:
+        """The connection has ended; what remains to be awaited."""
+        return on_close(self, closed) if on_close is not None else None
+
+    def receive_due(self, tick: int) -> int:  # noqa: ARG002 - a straight-line handler has one
+        """The tick at which a receiver that waits is told that it took too long; 0 for none."""
+        return 0
+
+    @staticmethod
+    def _no_receiver(*_: object) -> Exception:
+        return RuntimeError(
+            "the messages of this connection go to `on_message`; a straight-line handler receives"
+        )
 
     # ------------------------------------------------------------- about it
+
+    @property
+    def client(self) -> Client:
+        """Who is at the far end: as trusted proxies say, if the protocol has `trusted_proxies`; else the peer."""
+        peer = self.peer
+        return Client(*peer[:2]) if isinstance(peer, tuple) else Client(None)
 
     @property
     def request(self) -> Request | None:
@@ -114,14 +205,16 @@ class WebSocket(Connection):
         data: bytes | None
         if self._state == OPEN and self._out is None:  # `_receive`, open-coded
             try:
-                data = self._get(READ_SIZE)
+                data = self._get(self.fd, READ_SIZE)
             except BlockingIOError:
-                return None
+                return (
+                    None if self._state == OPEN else await self._settle()
+                )  # a TLS record may have been broken
             except OSError as error:
                 self.abort(broken(error))
                 return await self._settle()
             self._seen = self.engine.tick
-        elif self._state & 7 > CLOSING:
+        elif self._state & 7 > CLOSING or self._state & BUSY:
             return await Connection.run(self)
         else:
             data = self._receive()
@@ -140,7 +233,7 @@ class WebSocket(Connection):
                     body = 6
             elif data[1] == 254 and size > 133 and data[2] << 8 | data[3] == size - 8:
                 body = 8
-        if body and size - body <= self.protocol.short_cut:
+        if body and size - body <= self.protocol.short_cut and self._state & 7 == OPEN:
             payload: Any = apply_mask(data[body:], data[body - 4 : body])
             if first == 0x81:
                 try:
@@ -334,7 +427,7 @@ class WebSocket(Connection):
         if (self._out is not None or self._rare is not None) and not await self._admit(frame):
             return
         try:
-            sent = self._put(frame)
+            sent = self._put(self.fd, frame)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -364,14 +457,14 @@ class WebSocket(Connection):
                 await stream.wait_end()
             elif self._out is None:
                 return True
-            elif not self._full(frame, _PARKED + len(frame)):
+            elif not self._full(frame, PARKED + len(frame)):
                 self.write(frame)
                 return False
             elif protocol.slow_consumer is not SlowConsumer.WAIT:
                 self._overflow(frame)
                 return False
             else:
-                await self.wait_writable(len(frame) * 2 + self._held_back() + _PARKED)
+                await self.wait_writable(len(frame) * 2 + self._held_back() + PARKED)
             if self._state & 7 != OPEN:
                 raise self._not_open()
 
@@ -433,7 +526,7 @@ class WebSocket(Connection):
         dropped = 1
         taken = False
         if protocol.slow_consumer is SlowConsumer.DROP_OLDEST:
-            dropped = out.discard_oldest(len(frame), protocol.high_water, _is_message)
+            dropped = out.discard_oldest(len(frame), protocol.high_water, self._droppable())
             taken = out.size + len(frame) <= protocol.high_water
             if taken:
                 self.write(frame)
@@ -441,6 +534,14 @@ class WebSocket(Connection):
                 dropped += 1
         protocol.dropped(self, dropped)
         return taken
+
+    def _droppable(self) -> Callable[[bytes], bool]:
+        """Which queued frames the policy may drop."""
+        return is_message
+
+    def _offer_prepared(self, message: PreparedMessage) -> bool:
+        """`_offer` for what goes to many."""
+        return self._offer(message.frame)
 
     @asynccontextmanager
     async def send_stream(self, *, text: bool = False) -> AsyncIterator[MessageStream]:
@@ -458,7 +559,7 @@ class WebSocket(Connection):
         if pool.cork is not None and pool.job is self:
             self.uncork()
             pool.cork = None
-        stream = self.rare().stream = MessageStream(self, Opcode.TEXT if text else Opcode.BINARY)
+        stream = self.rare().stream = self._message_stream(Opcode.TEXT if text else Opcode.BINARY)
         try:
             yield stream
             await stream.end()
@@ -471,6 +572,9 @@ class WebSocket(Connection):
                 self._rare.stream = None
                 self.tidy()
             stream.wake()
+
+    def _message_stream(self, opcode: int) -> MessageStream:
+        return MessageStream(self, opcode)
 
     async def ping(self) -> float:
         """Send a Ping and wait for its Pong; returns the seconds between. Raises `ConnectionClosed`."""
@@ -543,6 +647,15 @@ class WebSocket(Connection):
         self._input = None
         self.linger()
 
+    async def detach(self) -> DetachedStream:
+        """Give the connection away as a Trio stream of frames: see `Connection.detach`.
+
+        Messages that wait to be handled are in the stream, joined and masked with zeros; control frames before them
+        have been answered. `RuntimeError` in the middle of a message that is delivered or sent in pieces.
+        """
+        self.uncork()
+        return await super().detach()
+
     def _not_open(self) -> Exception:
         if self._state & 7 == OPENING:
             return RuntimeError("the connection is not open yet: send from on_open on")
@@ -580,9 +693,12 @@ class MessageStream:
         await ws.wait_writable(len(payload))
         if ws._state & 7 != OPEN:
             raise ws.closed_error()
-        ws._emit(encode_frame(self._opcode, payload, fin=fin))
+        ws._emit(self._encoded(payload, fin=fin))
         self._opcode = Opcode.CONTINUATION
         self.begun = True
+
+    def _encoded(self, payload: bytes, *, fin: bool) -> bytes:
+        return encode_frame(self._opcode, payload, fin=fin)
 
     async def wait_end(self) -> None:
         """Wait until the message has ended."""
@@ -601,13 +717,20 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
     For a peer that is slow its `SlowConsumer` policy decides; with WAIT it is left out. (`Server.websockets` has all
     connections of a server; `Server.connections` may have some that speak plain HTTP.)
     """
-    frame = _encode(message)
+    prepared = message if isinstance(message, PreparedMessage) else PreparedMessage(message)
+    frame = prepared.frame
     size = len(frame)
     taken = 0
     for ws in connections:
-        if ws._state == OPEN and ws._out is None and ws._rare is None and ws.engine.pool.job is not ws:
+        if (
+            ws._state == OPEN
+            and ws._out is None
+            and ws._rare is None
+            and not ws.compresses
+            and ws.engine.pool.job is not ws
+        ):
             try:
-                sent = ws._put(frame)
+                sent = ws._put(ws.fd, frame)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -616,7 +739,7 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
             if sent != size:
                 ws._queue(frame, sent)
             taken += 1
-        elif ws._state & 7 == OPEN and ws._offer(frame):
+        elif ws._state & 7 == OPEN and ws._offer_prepared(prepared):
             taken += 1
     return taken
 
@@ -633,6 +756,6 @@ def _size(event: Event | ProtocolError) -> int:
     return sys.getsizeof(event.data if isinstance(event, Chunk) else event)
 
 
-def _is_message(frame: bytes) -> bool:
+def is_message(frame: bytes) -> bool:
     """Whether a queued frame is a whole message, which may be dropped: not a fragment, not a control frame."""
     return frame[0] in (0x81, 0x82)

@@ -8,9 +8,11 @@ LINGERING  after a refusal or a broken rule: our side is shut, input is discarde
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Literal
 
 import attrs
@@ -19,11 +21,17 @@ import trio
 from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, Rejection
 from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED, Connection
 from trionet.net.traits import compose
-from trionet.protocols.base import Protocol
+from trionet.protocols.base import Protocol, only_closed
 from trionet.protocols.channel import SlowConsumer, WebSocket
+from trionet.protocols.deflate import BURST, Deflated
+from trionet.protocols.forwarded import Forwarded, as_proxies, find_client
+from trionet.protocols.handover import frames_not_handled
 from trionet.protocols.rate import RateLimit, RateLimitedWebSocket
 from trionet.protocols.registry import Registry
+from trionet.protocols.straight import Straight, start_handler
 from trionet.wire.closing import CloseCode
+from trionet.wire.deflate import Deflate, frame_bound
+from trionet.wire.forwarded import TrustedProxies
 from trionet.wire.handshake import (
     HeadLimits,
     HeadScanner,
@@ -81,6 +89,12 @@ class WebSocketHandler:
         `last` ends the message; `max_message` still bounds it, but nothing is kept.
         """
 
+    async def handle(self, ws: WebSocket) -> None:
+        """Overridden, it is the whole conversation: it receives the messages itself, instead of `on_message`.
+
+        Called when the connection is open. Returning closes it with 1000.
+        """
+
 
 class WebSocketProtocol(Protocol):
     """Serves `handler`. Sizes are bytes, times are seconds; None switches a deadline off.
@@ -89,23 +103,32 @@ class WebSocketProtocol(Protocol):
     clients that are no browsers), "*" all, else a list like ``["https://example.org"]``. `headers`: names kept for
     `Request.headers`. `on_header`: called with each other header as memoryviews, valid during the call only.
     `http`: a protocol for plain requests on the same port. `max_messages_per_second`, `max_bytes_per_second`: a peer
-    that sends more is not read from until a second's worth has refilled (control frames count). Queue limits and
-    deadlines: see `Protocol`.
+    that sends more is not read from until a second's worth has refilled (control frames count). `trusted_proxies`:
+    addresses of proxies whose X-Forwarded-For, -Proto and -Host are believed (or a `TrustedProxies`): from there come
+    `WebSocket.client`, and our own host for `origins`. `compression`: a `Deflate`, or True for its defaults, to
+    compress messages with clients that can. Queue limits and deadlines: see `Protocol`.
     """
 
     connection_class: type[Connection] = WebSocket
     scheme = "ws"
 
+    #: Set by an adapter that answers accepted requests itself: called with the connection (in state OPENING, what
+    #: follows the head in its ``_input``), the request, its head as it came, and what `on_upgrade` returned.
+    hand_over: Callable[[WebSocket, Request, bytes, Accept | None], Awaitable[None]] | None = None
+
     def __init__(
         self,
-        handler: WebSocketHandler,
+        handler: WebSocketHandler | Callable[[WebSocket], Coroutine[Any, Any, object]],
         *,
+        on_upgrade: Callable[[WebSocket, Request], Awaitable[Accept | None]] | None = None,
+        cancel_on_disconnect: bool = False,
         subprotocols: Iterable[str] = (),
         origins: Literal["*"] | Iterable[str] | None = None,
         headers: Iterable[str] = ("cookie",),
         on_header: Callable[[memoryview, memoryview], object] | None = None,
         http: Any = None,
         max_message: int = 2**20,
+        max_stream: int | None = None,
         max_frame: int | None = None,
         head_limits: HeadLimits | None = None,
         handshake_timeout: float | None = 10.0,
@@ -118,8 +141,10 @@ class WebSocketProtocol(Protocol):
         low_water: int | None = None,
         hard_limit: int | None = None,
         read_ahead: int = 65536,
+        compression: Deflate | bool = False,
         max_messages_per_second: float | None = None,
         max_bytes_per_second: float | None = None,
+        trusted_proxies: TrustedProxies | Iterable[str] | None = None,
     ) -> None:
         super().__init__(
             high_water=high_water,
@@ -135,6 +160,8 @@ class WebSocketProtocol(Protocol):
             raise ConfigurationError(
                 "ping_interval without ping_timeout: a dead peer would be pinged for ever"
             )
+        if not isinstance(handler, WebSocketHandler):
+            handler = _Function(handler)
         self.handler = handler
         self.subprotocols = tuple(subprotocols)
         self.http = http
@@ -151,26 +178,53 @@ class WebSocketProtocol(Protocol):
         self.handler_failures = 0
         self._dropped_logged = 0.0
         self._origins = OriginPolicy(origins)
+        self.proxies = as_proxies(trusted_proxies)
+        names = frozenset(name.lower().encode() for name in headers)
         self._scanner = HeadScanner(
-            head_limits or HeadLimits(), frozenset(name.lower().encode() for name in headers), on_header
+            head_limits or HeadLimits(), names | self.proxies.names if self.proxies else names, on_header
         )
         own = _overridden(handler)
-        chunks = "on_chunk" in own
-        self._decoder = MessageDecoder(max_message, max_frame or max_message, chunks=chunks)
+        straight = "handle" in own
+        if straight and own & {"on_open", "on_message", "on_chunk"}:
+            raise ConfigurationError(
+                "a handler with `handle` gets its messages there: it has no on_open, on_message, on_chunk"
+            )
+        if not straight and (max_stream or cancel_on_disconnect):
+            raise ConfigurationError("max_stream and cancel_on_disconnect are for straight-line handlers")
+        if max_stream is not None and max_stream < max_message:
+            raise ConfigurationError("max_stream is for messages longer than max_message")
+        chunks = "on_chunk" in own or max_stream is not None
+        longest = max_stream or max_message
+        self.compression = Deflate.of(compression)
+        frame = max_frame or (frame_bound(longest) if self.compression is not None else longest)
+        self._decoder = MessageDecoder(longest, frame, chunks=chunks)
         # Up to this size `WebSocket.run` decodes the common frame by itself.
         self.short_cut = -1 if chunks else min(max_message, max_frame or max_message)
         self.on_message = handler.on_message
         self.on_chunk = handler.on_chunk
-        self._on_upgrade = handler.on_upgrade if "on_upgrade" in own else None
-        self._on_open = handler.on_open if "on_open" in own else None
+        self._on_upgrade = on_upgrade or (handler.on_upgrade if "on_upgrade" in own else None)
+        self._on_open: Any = handler.on_open if "on_open" in own else None
         self._on_close = handler.on_close if "on_close" in own else None
-        self._shows_request = self._on_upgrade is not None or self._on_open is not None
-        for name in own:
-            _interruptible(getattr(handler, name))
+        self._shows_request = straight or self._on_upgrade is not None or self._on_open is not None
+        for function in (on_upgrade, *(getattr(handler, name) for name in own)):
+            _interruptible(function)
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self.title = (
+            f"trionet handler {handler.name if isinstance(handler, _Function) else type(handler).__name__}"
+        )
+        if straight:
+            self.connection_class = compose(WebSocket, Straight)
+            self._on_open = start_handler(handler.handle)
+            self.on_message = Straight.resume  # type: ignore[assignment]
+            self.on_chunk = Straight.resume_with_chunk  # type: ignore[assignment]
+        if self.proxies is not None:
+            self.connection_class = compose(self.connection_class, Forwarded)
+        if self.compression is not None:
+            self.connection_class = compose(self.connection_class, Deflated)
         self.rate: RateLimit | None = None
         if max_messages_per_second or max_bytes_per_second:
             self.rate = RateLimit(max_messages_per_second, max_bytes_per_second)
-            self.connection_class = compose(WebSocket, RateLimitedWebSocket)
+            self.connection_class = compose(self.connection_class, RateLimitedWebSocket)
 
     # -------------------------------------------------------------- the upgrade
 
@@ -186,8 +240,8 @@ class WebSocketProtocol(Protocol):
             size = len(data)
             await connection.deliver(self.decode(connection, data), size)
 
-    async def opening(self, ws: WebSocket, data: bytes) -> None:
-        """Bytes of the request head have come."""
+    async def opening(self, ws: WebSocket, data: bytes, scanned: Request | None = None) -> None:
+        """Bytes of the request head have come. `scanned`: what a `Router` has read in them, the whole head."""
         head: bytes | bytearray = data
         searched = 0
         if ws._input is not None:
@@ -195,7 +249,7 @@ class WebSocketProtocol(Protocol):
             searched = len(head)
             head += data
         try:
-            request = self._scanner.scan(head, searched)
+            request = scanned or self._scanner.scan(head, searched)
         except Rejection as rejection:
             self.refuse(ws, rejection)
             return
@@ -207,11 +261,17 @@ class WebSocketProtocol(Protocol):
             await self.http.adopt(ws, bytes(head[request.skipped :]))
             return
         ws._input = head[request.size :] or None
+        own_head = bytes(head[: request.size]) if self.hand_over is not None else b""
         del data, head
         if self._shows_request:
             ws.rare().request = request
+        own_host = None
+        if self.proxies is not None:
+            client = ws._client = find_client(ws, request, self.proxies)  # type: ignore[attr-defined]
+            own_host = client.authority
         try:
-            check_upgrade(request, self._origins)
+            secure = True if ws.tls is not None else None  # without, a proxy may have ended TLS
+            check_upgrade(request, self._origins, secure, authority=own_host)
             answer = None
             if self._on_upgrade is not None:
                 answer = await self._on_upgrade(ws, request)
@@ -223,6 +283,9 @@ class WebSocketProtocol(Protocol):
             return
         if ws.engine.draining:
             self.drain(ws)
+            return
+        if self.hand_over is not None:
+            await self.hand_over(ws, request, own_head, answer)
             return
         if request.expects_continue:  # 9110, 7.8: MUST be sent before a 101
             response = b"HTTP/1.1 100 Continue\r\n\r\n" + response
@@ -248,7 +311,15 @@ class WebSocketProtocol(Protocol):
             chosen = select_subprotocol(offered, self.subprotocols)
         if chosen is not None:
             ws.rare().subprotocol = chosen
-        return build_upgrade_response(key, chosen, headers)
+        extensions = None
+        offers = request.extensions if self.compression is not None else None
+        # Who sends much before the 101, all of which is decoded at once, is not to send it compressed.
+        if self.compression is not None and offers is not None and len(ws._input or b"") <= BURST:
+            accepted = self.compression.accept(offers)
+            if accepted is not None:
+                codec, extensions = accepted
+                ws.codec = codec.private()  # type: ignore[attr-defined]
+        return build_upgrade_response(key, chosen, headers, extensions)
 
     async def _opened(self, ws: WebSocket) -> None:
         """Frames may have come behind the head; they are decoded now, so that a Ping among them does not wait."""
@@ -279,7 +350,10 @@ class WebSocketProtocol(Protocol):
         """What `data` completes; a broken rule comes last, as the `ProtocolError` itself."""
         events: list[Event | ProtocolError] = []
         try:
-            ws._input = self._decoder.decode(data, ws._input, events)  # type: ignore[arg-type]
+            if self.compression is None:
+                ws._input = self._decoder.decode(data, ws._input, events)  # type: ignore[arg-type]
+            else:
+                ws._input = self._decoder.decode(data, ws._input, events, ws.codec)  # type: ignore[arg-type, attr-defined]
         except ProtocolError as error:
             ws._input = None
             ws.pause_reading()
@@ -300,8 +374,13 @@ class WebSocketProtocol(Protocol):
         if state != OPEN and connection._said_goodbye():
             events = [event for event in events if not isinstance(event, str | bytes)]
         connection.hold(events)
+        if connection.arrived():  # a long message is waited for: only whole ones may stop the reading
+            return rare.held_size
         partial = connection._input
         return rare.held_size + (partial.held() if partial is not None else 0)
+
+    def unread(self, connection: WebSocket) -> bytes:
+        return frames_not_handled(connection)
 
     def eof_overheard(self, connection: WebSocket) -> None:
         connection.note_closed(
@@ -326,10 +405,10 @@ class WebSocketProtocol(Protocol):
         self.closes[code] = self.closes.get(code, 0) + 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%r: %s", connection, closed)
-        return self._on_close(connection, closed) if self._on_close is not None else None
+        return connection.conclude(self._on_close, closed)
 
     def handler_failed(self, connection: WebSocket, error: Exception) -> None:
-        if connection.closed is not None and _only_closed(error):
+        if connection.closed is not None and only_closed(error):
             return  # it used a connection whose peer had left: that ends handlers every day
         self.handler_failures += 1
         log.error("%r: handler failed", connection, exc_info=error)
@@ -384,7 +463,10 @@ class WebSocketProtocol(Protocol):
             return connection.rare().deadline
         if state & PAUSED and not state & BUSY:
             connection.resume_reading()
-        due = self._keepalive(connection, tick) if self.ping_interval else 0
+        if self.ping_interval:
+            due = self._keepalive(connection, tick)
+            expiry = min(due, expiry) if due and expiry else due or expiry
+        due = connection.receive_due(tick)
         return min(due, expiry) if due and expiry else due or expiry
 
     def _keepalive(self, ws: WebSocket, tick: int) -> int:
@@ -395,19 +477,24 @@ class WebSocketProtocol(Protocol):
             # We do not read, so a Pong could not be seen; or the peer does not read, which the write deadline judges.
             ws._state = state & ~PINGED
             return tick + interval
+        timeout = engine.wheel.ticks(self.ping_timeout)
+        due = ws._seen + interval
         if state & PINGED:
+            due += timeout
+            if due > tick:
+                return due
             ws.fail(ProtocolError("no answer to a keepalive ping", CloseCode.INTERNAL_ERROR))
             return ws.rare().deadline
-        due = ws._seen + interval
         if due > tick:
             return due
         ws._state = state | PINGED
+        ws._seen = tick - interval  # as if nothing later had come: the time for the answer begins now
         ws.write(_PING)
-        return tick + engine.wheel.ticks(self.ping_timeout)
+        return tick + min(interval, timeout)
 
 
 def _overridden(handler: WebSocketHandler) -> set[str]:
-    names = ("on_upgrade", "on_open", "on_message", "on_close", "on_chunk")
+    names = ("on_upgrade", "on_open", "on_message", "on_close", "on_chunk", "handle")
     return {
         name
         for name in names
@@ -415,16 +502,31 @@ def _overridden(handler: WebSocketHandler) -> set[str]:
     }
 
 
+class _Function(WebSocketHandler):
+    """A coroutine function as a handler."""
+
+    def __init__(self, function: Any) -> None:
+        if isinstance(function, type):
+            raise ConfigurationError(f"a handler is an object, not a class: {function.__name__}()?")
+        if inspect.isasyncgenfunction(function):
+            raise ConfigurationError("a handler does not `yield`: it is a coroutine function")
+        if not callable(function):
+            raise ConfigurationError(
+                f"a handler is a WebSocketHandler or a coroutine function, not {type(function).__name__}"
+            )
+        self.name = getattr(function, "__qualname__", None) or type(function).__name__
+        self.handle = function  # type: ignore[method-assign]
+
+
 def _interruptible(function: Any) -> None:
     """Ctrl-C may stop a handler that loops, though it may not tear the worker that runs it."""
-    if hasattr(function, "__code__"):
-        trio.lowlevel.disable_ki_protection(function)
-
-
-def _only_closed(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_only_closed, error.exceptions))
-    return isinstance(error, ConnectionClosed)
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__code__"):
+        function = getattr(type(function), "__call__", None)  # noqa: B004 - it is known to be callable
+    for each in (function, inspect.unwrap(function)):
+        if hasattr(each, "__code__"):
+            trio.lowlevel.disable_ki_protection(getattr(each, "__func__", each))
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
