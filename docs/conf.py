@@ -27,7 +27,11 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 nitpick_ignore_regex = [
     ("py:.*", r"(?!trionet\.).*"),
     # What signatures mention and nobody outside needs: the machinery's own words.
-    ("py:class", r"trionet\..*\.(Parked|Waiter|Rare|ProtocolInterface|AcceptGate|Control|Chunk|_\w+)"),
+    (
+        "py:class",
+        r"trionet\..*\.(Parked|Waiter|Rare|RequestBody|ProtocolInterface|AcceptGate|Control|Chunk|_\w+)",
+    ),
+    ("py:class", r"trionet\..*\.(RawStream|StreamConnection|Codec)"),
 ]
 
 

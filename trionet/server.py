@@ -13,6 +13,7 @@ import logging
 import math
 import random
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import attrs
 import trio
 
+from trionet.errors import ConfigurationError
 from trionet.net import system
 from trionet.net.connection import Connection
 from trionet.net.engine import Engine
@@ -27,6 +29,8 @@ from trionet.net.gate import AcceptGate, GateStatistics
 from trionet.net.listener import Endpoint, Listener, open_listeners
 from trionet.net.poller import PollerStatistics
 from trionet.net.pool import PoolStatistics, TaskPool
+from trionet.net.stream import DetachedStream
+from trionet.net.tls_session import TlsStatistics
 from trionet.net.wheel import WheelStatistics
 from trionet.protocols.channel import WebSocket
 
@@ -39,9 +43,13 @@ _DRAIN_STEP = 0.05
 
 @attrs.frozen
 class ServerStatistics:
-    """What a server is doing. Times are seconds; `lag` is by how much the last timer tick came late."""
+    """What a server is doing. Times are seconds; `lag` is by how much the last timer tick came late.
+
+    Of `connections`, `opening` are not greeted yet, and `streams` were given away to tasks.
+    """
 
     connections: int
+    streams: int
     opening: int
     opened: int
     overflowed: int
@@ -52,6 +60,7 @@ class ServerStatistics:
     pool: PoolStatistics
     poller: PollerStatistics
     wheel: WheelStatistics
+    tls: TlsStatistics | None = None
 
 
 class Server:
@@ -97,6 +106,7 @@ class Server:
         engine = self.engine
         return ServerStatistics(
             connections=engine.connections,
+            streams=len(engine.streams),
             opening=engine.opening,
             opened=engine.opened,
             overflowed=engine.overflowed,
@@ -107,6 +117,7 @@ class Server:
             pool=engine.pool.statistics(),
             poller=engine.poller.statistics() if engine.running else PollerStatistics("", 0, 0, 0, 0),
             wheel=engine.wheel.statistics(),
+            tls=engine.tls.statistics() if engine.tls is not None else None,
         )
 
     async def drain(self, *, jitter: float | None = None, timeout: float = 10.0) -> bool:
@@ -115,23 +126,27 @@ class Server:
         `jitter` None: a second for each thousand connections, half of `timeout` at most. Returns whether all ended
         within `timeout`; those that did not are closed when the server's block is left.
         """
+        mine = self.engine.pool.running is not None  # a handler drains: it does not wait for itself
         self.engine.draining = True
         self.gate.close()
         for listener in self.listeners:
             listener.close()
         engine = self.engine
         with trio.move_on_after(timeout) as scope:
-            waiting = list(engine)
+            waiting: list[Connection | DetachedStream] = [*engine, *engine.streams]
             random.shuffle(waiting)
             window = min(len(waiting) / 1000, timeout / 2) if jitter is None else jitter
             size = math.ceil(len(waiting) / max(1, window / _DRAIN_STEP)) or 1
             steps = math.ceil(len(waiting) / size) or 1
             for start in range(0, len(waiting), size):
                 for connection in waiting[start : start + size]:
-                    if connection.fd >= 0:
+                    if isinstance(connection, DetachedStream):
+                        connection.drain()
+                    elif connection.fd >= 0:
                         connection.protocol.drain(connection)
                 await trio.sleep(window / steps)
-            while engine.connections:  # noqa: ASYNC110 - an event would cost every closing connection a look
+            # Also for handlers that clean up; an event would cost every closing connection a look.
+            while engine.connections or engine.pool.unfinished() > mine:  # noqa: ASYNC110
                 await trio.sleep(_DRAIN_STEP)
         return not scope.cancelled_caught
 
@@ -142,6 +157,7 @@ async def open_server(
     host: str | None = "127.0.0.1",
     port: int = 0,
     *,
+    ssl_context: ssl.SSLContext | None = None,
     lifespan: Callable[[Server], AbstractAsyncContextManager[Any]] | None = None,
     pool_size: int = 128,
     limiter: trio.CapacityLimiter | None = None,
@@ -154,23 +170,24 @@ async def open_server(
 ) -> AsyncIterator[Server]:
     """Serve for the length of the block. `protocol`: a protocol for `host` and `port`, or a list of `Endpoint`.
 
-    `lifespan`: an async context manager of yours, opened before the first connection is accepted, closed after the
-    last handler has ended; what it yields is ``server.resources``. `pool_size`: handlers that run at once (those that
-    wait longer than `slot_grace` seconds do not count; `max_detached` of them shut the accept gate). `limiter`: a
-    `trio.CapacityLimiter` to share with other servers instead. `max_connections`: as many as descriptors allow, when
-    None. `max_opening`: half-open handshakes at once. `resolution`: seconds of a timer tick. `backend`: see
-    `open_poller`.
+    `ssl_context`: connections speak TLS; see `server_tls_context`. `lifespan`: an async context manager of yours,
+    opened before the first connection is accepted, closed after the last handler has ended; what it yields is
+    ``server.resources``. `pool_size`: handlers that run at once (those that wait longer than `slot_grace` seconds do
+    not count; `max_detached` of them shut the accept gate). `limiter`: a `trio.CapacityLimiter` to share with other
+    servers instead. `max_connections`: as many as descriptors allow, when None. `max_opening`: half-open handshakes at
+    once. `resolution`: seconds of a timer tick. `backend`: see `open_poller`.
 
     An exception in the block, or cancellation, is the hard stop: every connection is closed, every task ended.
     """
     from trionet.ops.limits import connections_that_fit
 
     endpoints: Sequence[Endpoint]
-    endpoints = (
-        protocol
-        if isinstance(protocol, list | tuple)
-        else [Endpoint(protocol=protocol, host=host, port=port)]
-    )
+    if not isinstance(protocol, list | tuple):
+        endpoints = [Endpoint(protocol=protocol, host=host, port=port, ssl_context=ssl_context)]
+    elif ssl_context is not None:
+        raise ConfigurationError("ssl_context: each Endpoint has its own")
+    else:
+        endpoints = protocol
     if max_connections is None:
         max_connections = connections_that_fit()
     if max_opening is None:

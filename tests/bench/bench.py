@@ -76,6 +76,8 @@ SERVERS: dict[str, Command] = {
     FLOOR: python_floor("c"),
     "py-floor-int": python_floor("int"),
     "trionet": trionet("--handler", "events"),
+    "trionet-straight": trionet("--handler", "straight"),
+    "trionet-task": trionet("--handler", "task"),
     "trionet-int": trionet("--handler", "events", masking="int"),
     "picows-uvloop": peer("picows", "uvloop"),
     "picows-asyncio": peer("picows", "asyncio"),

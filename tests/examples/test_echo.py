@@ -27,6 +27,28 @@ def test_it_echoes(start_program):
         assert ws.ping().wait(20)
 
 
+@pytest.mark.parametrize("handler", ["events", "straight", "task"])
+def test_its_handlers(start_program, handler):
+    """`--handler`: three ways to write the same."""
+    _, url = start_program(*ECHO, "--handler", handler)
+    with dial(url) as ws:
+        for message in ("text", b"binary", "x" * 70_000):
+            ws.send(message)
+            assert ws.recv(timeout=20) == message
+
+
+@pytest.mark.parametrize("how", [["--compression"], ["--compression", "takeover"]])
+def test_it_compresses(start_program, how):
+    """`--compression`: with a client that can."""
+    _, url = start_program(*ECHO, *how)
+    with connect(url, open_timeout=20) as ws:
+        [extension] = ws.protocol.extensions
+        assert extension.local_no_context_takeover is (len(how) == 1)
+        for message in ("text", b"binary", "x" * 70_000):
+            ws.send(message)
+            assert ws.recv(timeout=20) == message
+
+
 def test_its_limit_on_messages(start_program):
     """`--max-message`: more is refused with 1009."""
     _, url = start_program(*ECHO, "--max-message", "100")

@@ -40,11 +40,11 @@ class Choked(Connection):
     take = 0
     calls = 0
 
-    def _put(self, data):
+    def _put(self, fd, data):
         Choked.calls += 1
         if self.take and Choked.calls % 2:
             raise BlockingIOError
-        return super()._put(data[: self.take] if self.take else data)
+        return super()._put(fd, data[: self.take] if self.take else data)
 
 
 @pytest.fixture(params=[2, 40, 5000])

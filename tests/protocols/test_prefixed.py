@@ -67,9 +67,9 @@ async def test_answers_to_one_read_are_one_write():
     class Counted(trionet.LengthPrefixedConnection):
         __slots__ = ()
 
-        def _put(self, data):
+        def _put(self, fd, data):
             writes.append(bytes(data))
-            return super()._put(data)
+            return super()._put(fd, data)
 
     class Protocol(trionet.LengthPrefixedProtocol):
         connection_class = Counted

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import assert_type
 
 import trio
 
 import trionet
+from trionet.adapters.trio_websocket import TrioWebSocketConnection, TrioWebSocketProtocol
 
 
 class Chat(trionet.WebSocketHandler):
@@ -117,12 +120,75 @@ async def embed() -> None:
     await trionet.serve(protocol, "127.0.0.1", 8080, grace=5.0, pool_size=16)
 
 
+async def page(request: trionet.HttpRequest) -> trionet.Response:
+    """A responder."""
+    assert_type(request.path_params, dict[str, str])
+    assert_type(await request.body(limit=10), bytes)
+    async for piece in request.stream():
+        assert_type(piece, bytes)
+    return trionet.Response.redirect("/", 303)
+
+
+class Feed(trionet.EventSource):
+    """A source of events."""
+
+    async def on_open(self, stream: trionet.EventStream, request: trionet.HttpRequest) -> None:
+        assert_type(request.last_event_id, str)
+        await stream.send("data", event="type", id="1", retry=2.5)
+        stream.send_nowait(None, id="2")
+        assert_type(trionet.broadcast_events([stream], "data"), int)
+        stream.close()
+
+
+def routes() -> trionet.Router:
+    """Several protocols on one port."""
+    trionet.HttpProtocol({"/": trionet.WebSocketProtocol(Chat())})  # type: ignore[dict-item]
+    return trionet.Router(
+        {
+            "/": b"page",
+            "POST /form": page,
+            "/events": Feed(keepalive=None, slow_consumer=trionet.SlowConsumer.WAIT),
+            "/chat/{room}": trionet.WebSocketProtocol(Chat()),
+            "/below/": trionet.HttpProtocol({"/": page}),
+        },
+        max_body=100,
+    )
+
+
 async def lowest(stream: trio.SocketStream) -> None:
     """Single frames over a stream."""
     received = await trionet.read_frame(stream, max_length=1000)
     assert_type(received, trionet.Frame)
     assert_type(received.payload, bytes)
     await trionet.write_frame(stream, trionet.Frame(1, b"Hello"), key=b"abcd")
+
+
+async def streaming(stream: trionet.DetachedStream) -> None:
+    """A task for a connection."""
+    half: trio.abc.HalfCloseableStream = stream
+    await half.send_all(await stream.receive_some())
+    assert_type(stream.unread, bytes)
+    async for data in stream:
+        assert_type(data, bytes | bytearray)
+
+
+async def giving_away(connection: trionet.Connection, ws: trionet.WebSocket) -> None:
+    """The raw stream."""
+    assert_type(await connection.detach(), trionet.DetachedStream)
+    assert_type(await ws.detach(), trionet.DetachedStream)
+
+
+def task_protocols() -> list[trionet.Protocol]:
+    """Handlers with a task."""
+
+    async def chat(ws: TrioWebSocketConnection) -> None:
+        message = await ws.get_message()
+        assert_type(message, str | bytes)
+
+    return [
+        trionet.StreamProtocol(streaming, eager=True, max_tasks=10, drain_grace=1.0),
+        TrioWebSocketProtocol(chat, subprotocols=["chat"], origins="*", max_tasks=10),
+    ]
 
 
 async def by_hand() -> None:
@@ -144,3 +210,73 @@ def codes(error: trionet.TrionetError) -> int | None:
     if isinstance(error, trionet.Rejection):
         return error.status
     return None
+
+
+async def connect() -> None:
+    """Be a client."""
+    async with trionet.connect_websocket(
+        "ws://h/", subprotocols=["a"], headers={"X": "y"}, redirects=1
+    ) as ws:
+        assert_type(ws, trionet.ClientWebSocket)
+        assert_type(await ws.receive(), str | bytes)
+        assert_type(await ws.receive(timeout=1.0), str | bytes)
+        async for message in ws:
+            assert_type(message, str | bytes)
+        assert_type(ws.subprotocol, str | None)
+        assert_type(ws.response, trionet.UpgradeResponse | None)
+    async with trionet.open_client(compression=trionet.Deflate(), ping_interval=None) as client:
+        assert_type(client, trionet.WebSocketClient)
+        assert_type(client.statistics().connections, int)
+        assert_type(await client.connect("ws://h/", handler=Chat()), trionet.ClientWebSocket)
+        async with client.connect("ws://h/", max_message=10) as other:
+            await other.send("x")
+        await client.connect("ws://h/", headres={})  # type: ignore[call-arg]
+    connections = trionet.reconnecting("ws://h/", backoff=trionet.Backoff(initial=1), max_attempts=3)
+    async with connections:
+        async for ws in connections:
+            assert_type(ws, trionet.ClientWebSocket)
+    try:
+        await client.connect("ws://h/")
+    except trionet.UpgradeRefused as refused:
+        assert_type(refused.status, int)
+        assert_type(refused.header("retry-after"), str | None)
+
+
+def secure(protocol: trionet.Protocol, connection: trionet.Connection) -> trionet.TlsStatistics | None:
+    """Speak TLS, on either side."""
+    context = trionet.server_tls_context(
+        "server.pem", client_ca=Path("ca.pem"), client_optional=True, alpn=[]
+    )
+    assert_type(context, ssl.SSLContext)
+    trionet.Endpoint(protocol=protocol, ssl_context=context, tls_timeout=5)
+    trionet.open_server(protocol, ssl_context=context)
+    client = ssl.create_default_context()
+    trionet.TlsHandshake(protocol, client, server_side=False, server_hostname="h").begin(connection)
+    assert_type(connection.tls, ssl.SSLObject | None)
+    return None
+
+
+def behind_proxies(
+    handler: trionet.WebSocketHandler, ws: trionet.WebSocket, request: trionet.HttpRequest
+) -> None:
+    """Say whom to trust, and ask who the client is."""
+    trionet.WebSocketProtocol(handler, trusted_proxies=["10.0.0.0/8", "unix:"])
+    trusted = trionet.TrustedProxies(["127.0.0.1"], header="forwarded")
+    protocol = trionet.WebSocketProtocol(handler, trusted_proxies=trusted)
+    trionet.HttpProtocol({}, trusted_proxies=trusted)
+    settings = trionet.ProxyProtocol(["127.0.0.1"], timeout=1, max_size=512, direct=True)
+    trionet.Endpoint(protocol=protocol, proxy_protocol=settings)
+    assert_type(ws.client, trionet.Client)
+    assert_type(request.client.host, str | None)
+    assert_type(ws.client.secure, bool | None)
+    if isinstance(ws, trionet.Proxied):
+        assert_type(ws.proxy_header, trionet.ProxyHeader | None)
+
+
+async def prefixed(connection: trionet.LengthPrefixedConnection, message: bytes) -> bytes | None:
+    """Answer messages."""
+    await connection.send(message)
+    return None
+
+
+trionet.LengthPrefixedProtocol(prefixed, width=2, byteorder="little", max_length=1000)

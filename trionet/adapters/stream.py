@@ -40,7 +40,10 @@ class StreamConnection(Connection):
         # What it sends stays in the kernel while there is no place.
         if self._state & 7 == OPEN and self.protocol.queue(self):
             return None
-        return super()._receive()
+        data = super()._receive()
+        if data is None and self._state & 7 == OPEN:  # a part of a TLS record: it leaves its turn to others
+            self.protocol.tasks.invite()
+        return data
 
     def resume_reading(self) -> None:
         if self._state & 7 != OPEN or self not in self.protocol.tasks.waiting:

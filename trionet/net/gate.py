@@ -52,7 +52,7 @@ class AcceptGate:
         self.max_opening = max_opening
         self.max_detached = max_detached
         self.accepted = 0
-        self.held = {"handshakes": 0, "detached": 0, "connections": 0}
+        self.held = {"handshakes": 0, "detached": 0, "connections": 0, "tasks": 0}
         self.errors = 0
         self.shortages = 0
         self.shed = 0
@@ -94,7 +94,11 @@ class AcceptGate:
                 self._shut.set()
                 continue
             for door in self._doors:
-                self.engine.poller.modify(door.listener.fileno(), 1)
+                if door.listener.protocol.full():
+                    self.held["tasks"] += 1
+                    self._shut.set()
+                else:
+                    self.engine.poller.modify(door.listener.fileno(), 1)
 
     def full(self) -> str | None:
         """Why nothing is accepted; None if there is no reason."""
@@ -121,6 +125,11 @@ class AcceptGate:
         if reason is not None:
             self.held[reason] += 1
             self.shut()
+            return
+        if protocol.full():  # the other listeners go on
+            self.held["tasks"] += 1
+            engine.poller.modify(listener.fileno(), 0)
+            self._shut.set()
             return
         room = min(self.max_connections - engine.connections, self.max_opening - engine.opening, _AT_ONCE)
         for _ in range(room):
@@ -185,6 +194,10 @@ class _Door:
         self.gate.accept_some(self.listener)
 
     def suspended(self) -> None: ...
+
+    def cut_off(self) -> None: ...
+
+    def context_changed(self, context: object) -> None: ...
 
     def failed(self, error: Exception) -> None:
         # accept(2) failed for a reason that does not pass: the listener is broken, and the server with it.

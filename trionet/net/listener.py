@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 import stat
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ import trio
 
 from trionet.errors import ConfigurationError
 from trionet.net import system
+from trionet.net.tls import TlsHandshake, check_context
 
 try:
     import fcntl
@@ -56,7 +58,10 @@ class Endpoint:
     connections the kernel queues for us (it has a limit of its own, net.core.somaxconn). `reuse_port`: several
     processes listen and the kernel spreads connections. `defer_accept`: seconds for which the kernel keeps a
     connection to itself until it has sent something (Linux; not for protocols whose server speaks first).
-    `mode`: permissions of a Unix socket.
+    `mode`: permissions of a Unix socket. `ssl_context`: connections speak TLS (`server_tls_context` makes one).
+    `tls_timeout`: seconds for the TLS handshake and the protocol's own together; None for the protocol's
+    `handshake_timeout`, or 10 if it has none; 0 for no limit. `proxy_protocol`: connections begin with a PROXY header
+    (`ProxyProtocol`), in the clear.
     """
 
     protocol: Any
@@ -69,6 +74,13 @@ class Endpoint:
     nodelay: bool = True
     defer_accept: int = 0
     mode: int | None = None
+    proxy_protocol: Any = None
+    ssl_context: ssl.SSLContext | None = None
+    tls_timeout: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.ssl_context is not None:
+            check_context(self.ssl_context, server_side=True)
 
 
 class Listener:
@@ -78,6 +90,12 @@ class Listener:
         self.endpoint = endpoint
         self.sock = sock
         self.protocol = endpoint.protocol
+        if endpoint.ssl_context is not None:
+            self.protocol = TlsHandshake(
+                self.protocol, endpoint.ssl_context, handshake_timeout=endpoint.tls_timeout
+            )
+        if endpoint.proxy_protocol is not None:  # it comes first, whatever the connections are afterwards
+            self.protocol = endpoint.proxy_protocol.expect(self.protocol, self.protocol.connection_class)
         # `socket.accept` builds a socket object and an address that nobody needs; its lower half does not.
         self._accept = getattr(sock, "_accept", None)
         self._inherits = sys.platform == "linux"  # TCP_NODELAY of the listener holds for what it accepts

@@ -34,7 +34,9 @@ class Outbox:
         self.waiters: list[Waiter | Parked] = []
         self._head = 0  # frames before it are sent
         self._offset = 0  # bytes of the first that are sent
-        self.begun = 0  # so many are not to be dropped: the first is the rest of a frame, or TLS has enciphered them
+        self.begun = (
+            0  # so many are not to be dropped: the first is the rest of a frame, or TLS has enciphered them
+        )
 
     def append(self, frame: bytes, sent: int = 0) -> None:
         """Queue `frame`; the kernel has taken its first `sent` bytes (then it is the first)."""

@@ -42,7 +42,7 @@ class DetachedStream(trio.abc.HalfCloseableStream):
         self._unread = unread
         #: Set where a proxy told other addresses than the kernel knows: the peer's, and our own.
         self.addresses: tuple[Any, Any] | None = None
-        self._draining = False
+        self._draining = engine.draining
         self._on_drain: Callable[[], object] | None = None
 
     def __repr__(self) -> str:

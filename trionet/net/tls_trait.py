@@ -63,14 +63,14 @@ class Tls(Connection):
 
     # --------------------------------------------------- the system's calls
 
-    def _get(self, size: int) -> bytes:
+    def _get(self, fd: int, size: int) -> bytes:
         """Read and decipher. May return some 16 KiB more than `size`: the rest of a record begun before."""
         session = self._tls
         if session is None or session.stage == FAILED:
-            return super()._get(size)
+            return super()._get(fd, size)
         if session.stage == ENDED:
             return b""
-        raw = super()._get(size)
+        raw = super()._get(fd, size)
         if not raw:
             self._cut(session)
             return b""
@@ -96,11 +96,11 @@ class Tls(Connection):
             self._state -= PINGED
         raise BlockingIOError
 
-    def _put(self, data: bytes) -> int:
+    def _put(self, fd: int, data: bytes) -> int:
         """Encipher and write. A record is sent whole or stays in `Session.left`; then it is not taken yet."""
         session = self._tls
         if session is None:
-            return super()._put(data)
+            return super()._put(fd, data)
         size = len(data)
         if size <= _PIECE:
             return self._encipher(session, data) if size else 0
@@ -151,7 +151,7 @@ class Tls(Connection):
         except ssl.SSLWantReadError as error:
             raise OSError(errno.EPROTO, "TLS renegotiation is not supported") from error
         try:
-            sent = super()._put(records)
+            sent = super()._put(self.fd, records)
         except BlockingIOError:
             sent = 0
         if sent != len(records):
@@ -161,7 +161,7 @@ class Tls(Connection):
         return len(data)
 
     def _send_left(self, session: Session) -> None:
-        sent = super()._put(session.left)
+        sent = super()._put(self.fd, session.left)
         session.left = session.left[sent:]
         out = self._out
         if out is not None:
@@ -182,7 +182,7 @@ class Tls(Connection):
                 self.abort(ConnectionClosed(1006, "the peer does not read what TLS answers", "us"))
             return
         try:
-            sent = super()._put(output)
+            sent = super()._put(self.fd, output)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -202,7 +202,7 @@ class Tls(Connection):
             if raw[:1].isupper():
                 session.bench.plain_http += 1
                 try:
-                    super()._put(_PLAIN_ANSWER)
+                    super()._put(self.fd, _PLAIN_ANSWER)
                 except OSError:
                     pass
                 raise self._failure(session, "plain HTTP on a TLS port")
@@ -231,7 +231,7 @@ class Tls(Connection):
             return OSError(errno.EPROTO, f"TLS: {reason}")  # the alert would stand in the middle of a record
         try:
             if alert:
-                super()._put(alert)
+                super()._put(self.fd, alert)
         except OSError:
             pass
         self._input = None

@@ -18,19 +18,26 @@ from typing import Any
 
 from trionet.net.connection import Connection
 
-__all__ = ["NO_SLOTS", "compose", "retarget"]
+__all__ = ["NO_SLOTS", "compose", "retarget", "room_for"]
 
 NO_SLOTS: tuple[str, ...] = ()  # not a literal, so that mypy does not take it for all the words there are
 
 
 @cache
 def _layout(words: tuple[str, ...]) -> type[Connection]:
-    return type("Layout", (Connection,), {"__slots__": words})
+    def begin(self: Any, *args: Any) -> None:
+        Connection.__init__(self, *args)
+        for word in words:  # a connection may get a trait later, with its class
+            setattr(self, word, None)
+
+    return type("Layout", (Connection,), {"__slots__": words, "__init__": begin})
 
 
 @cache
 def _build(base: Any, traits: tuple[Any, ...], words: tuple[str, ...]) -> type[Connection]:
     own = [trait for trait in traits if issubclass(base, _target(trait))]
+    # What is for all connections is closest to the wire.
+    own.sort(key=lambda trait: _target(trait) is Connection)
     bases: tuple[Any, ...]
     if base.__basicsize__ > Connection.__basicsize__:  # it has words itself, and need not be exchanged
         bases, slots = (*own, base), words
@@ -49,6 +56,7 @@ def _target(trait: type[Connection]) -> type:
 def compose(base: type[Connection], *traits: type[Connection]) -> type[Connection]:
     """Return the class of connections that are `base` with `traits`; the first overrides the later ones.
 
+    Those for some kind of connection override those for any.
     `base` may be composed itself. The same arguments give the same class.
     """
     kind, inner, words = _parts(base)
@@ -69,6 +77,15 @@ def retarget(cls: type[Connection], base: type[Connection]) -> type[Connection]:
     if not words and not traits:
         return base
     return _build(kind, (*(t for t in traits if t not in added), *added), words)
+
+
+def room_for(*classes: type[Connection]) -> type[Connection]:
+    """Return a plain `Connection` in a layout with room for all that any of `classes` remembers: it can become each.
+
+    A word begins as None, whatever its trait would begin it with.
+    """
+    words = tuple(sorted({word for cls in classes for word in _parts(cls)[2]}))
+    return _build(Connection, (), words) if words else Connection
 
 
 def _parts(cls: Any) -> tuple[Any, tuple[Any, ...], tuple[str, ...]]:

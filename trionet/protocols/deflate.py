@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["BURST", "Deflated"]
 
 # One read may bring many messages, and each of their bytes become a thousand (`EXPANSION`). So little is read at once:
-# at most 4 MiB come of it. Of a message under way more is read: `max_message` bounds what that becomes.
+# at most 4 MiB come of it; over TLS, where a record is read to its end, 20. Of a message under way more is read:
+# `max_message` bounds what that becomes.
 BURST: Final = 4096
 
 
@@ -57,10 +58,10 @@ class Deflated(WebSocket):
 
     # -------------------------------------------------------------- reading
 
-    def _get(self, size: int) -> bytes:
+    def _get(self, fd: int, size: int) -> bytes:
         if size > BURST and self.codec is not None:
             size = max(BURST, min(size, self._expected()))
-        return super()._get(size)
+        return super()._get(fd, size)
 
     def _expected(self) -> int:
         """How many bytes of a message under way may be read at once."""

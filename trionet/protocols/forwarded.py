@@ -30,7 +30,7 @@ def as_proxies(value: TrustedProxies | Iterable[str] | None) -> TrustedProxies |
 def find_client(connection: Connection, request: Request, proxies: TrustedProxies | None) -> Client:
     """The client of `request`, which has come by `connection`."""
     peer: Any = connection.peer
-    if peer is None and isinstance(connection.local, str | bytes):
+    if isinstance(peer, bytes) or (peer is None and isinstance(connection.local, str | bytes)):
         peer = ""  # a Unix socket; not a TCP connection whose peer is gone, which would not be trusted for it
     header = connection.proxy_header if isinstance(connection, Proxied) else None
     secure = True if connection.tls is not None else None if header is None else header.secure

@@ -89,16 +89,19 @@ class RateLimitedWebSocket(WebSocket):
     @property
     def throttled(self) -> bool:
         """Also while it has used up its rate."""
-        limit = self.protocol.rate
-        if limit is not None and limit.owed(self) > 0:
+        if self._owed() > 0:
             return True
         return Connection.throttled.fget(self)  # type: ignore[attr-defined, no-any-return]
 
     def resume_reading(self) -> None:
         """Not before the rate allows it. An earlier deadline may have come in between, so the next is set here."""
-        limit = self.protocol.rate
-        owed = limit.owed(self) if limit is not None and self.fd >= 0 else 0.0
-        if limit is not None and owed > 0:
-            limit.call_again(self, owed)
+        owed = self._owed() if self.fd >= 0 else 0.0
+        if owed > 0:
+            RateLimit.call_again(self, owed)
         else:
             super().resume_reading()
+
+    def _owed(self) -> float:
+        # Before it is charged the protocol may be another one that has no rate: a TLS handshake.
+        limit = self.protocol.rate if self.allowance is not None else None
+        return limit.owed(self) if limit is not None else 0.0
