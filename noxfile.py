@@ -22,6 +22,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
+PARALLEL = ("-n", "auto")  # one process for each core; `-- -n 0` shows prints and reaches a debugger
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 
@@ -74,6 +75,18 @@ def existing(*names: str) -> list[str]:
     return [name for name in names if (ROOT / name).exists()]
 
 
+# The oldest Python runs the suite twice anyway: on the lowest dependencies, and for coverage.
+nox.options.sessions = [
+    "lint",
+    "typing",
+    *(f"tests-{version}" for version in FOUND if version != OLDEST),
+    "minimums",
+    "cover",
+    "docs",
+    "browser",
+]
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format with ruff (every rule, minus those pyproject.toml names with a reason)."""
@@ -93,7 +106,7 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite on every supported Python that the machine has."""
     install(session, "test")
-    session.run("pytest", "-m", "not browser", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not browser", *session.posargs)
 
 
 @nox.session(python=OLDEST)
@@ -101,9 +114,9 @@ def minimums(session: nox.Session) -> None:
     """Run the test suite with the lowest supported version of each dependency."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    pins = lowest(project["dependencies"] + extras["trio-websocket"])
+    pins = lowest(project["dependencies"] + extras["trio-websocket"] + extras["isal"])
     install(session, "test", pins=pins)
-    session.run("pytest", "-m", "not browser", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not browser", *session.posargs)
     # The tests talk to a current websockets; of the lowest one only the C mask is ours to check.
     session.install(*lowest(extras["speed"]), silent=True)
     check = (
@@ -117,7 +130,9 @@ def cover(session: nox.Session) -> None:
     """Measure branch coverage; the bound is `fail_under` in pyproject.toml."""
     install(session, "cover")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", "not browser and not measured", *session.posargs)
+    session.run(
+        "coverage", "run", "-m", "pytest", *PARALLEL, "-m", "not browser and not measured", *session.posargs
+    )
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -146,9 +161,16 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def conformance(session: nox.Session) -> None:
-    """Run the Autobahn fuzzing client, sections 1-7, 9 and 10, against examples/echo.py."""
+    """Run the Autobahn fuzzing client against examples/echo.py; 12 and 13, compression, take most of the time."""
     install(session, extras="[speed]")
     session.run("python", "tests/conformance/autobahn.py", *session.posargs)
+
+
+@nox.session(default=False)
+def conformance_client(session: nox.Session) -> None:
+    """Run trionet's client against the Autobahn fuzzing server."""
+    install(session, extras="[speed]")
+    session.run("python", "tests/conformance/autobahn_client.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -9,7 +9,17 @@ import argparse
 
 import trio
 
-from trionet import ConnectionClosed, Server, WebSocket, WebSocketHandler, WebSocketProtocol, broadcast, serve
+from trionet import (
+    ConnectionClosed,
+    Deflate,
+    Server,
+    WebSocket,
+    WebSocketHandler,
+    WebSocketProtocol,
+    broadcast,
+    serve,
+    server_tls_context,
+)
 
 
 class Echo(WebSocketHandler):
@@ -17,6 +27,23 @@ class Echo(WebSocketHandler):
 
     async def on_message(self, ws: WebSocket, message: str | bytes) -> None:
         await ws.send(message)
+
+
+async def echo(ws: WebSocket) -> None:
+    """The same as one coroutine."""
+    async for message in ws:
+        await ws.send(message)
+
+
+def task_protocol(max_message: int) -> WebSocketProtocol:
+    """The same as a task for each connection, with trio-websocket."""
+    from trionet.adapters.trio_websocket import TrioWebSocketConnection, TrioWebSocketProtocol
+
+    async def echo(ws: TrioWebSocketConnection) -> None:
+        while True:
+            await ws.send_message(await ws.get_message())
+
+    return TrioWebSocketProtocol(echo, origins="*", max_message=max_message)
 
 
 class Broadcast(WebSocketHandler):
@@ -47,15 +74,34 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     parser.add_argument("--pool", type=int, default=128, metavar="N", help="handlers that run at once")
-    parser.add_argument("--handler", choices=["events"], default="events")
+    parser.add_argument("--handler", choices=["events", "straight", "task"], default="events")
     parser.add_argument("--max-message", type=int, default=2**20, metavar="BYTES")
+    parser.add_argument(
+        "--compression",
+        choices=["on", "takeover"],
+        nargs="?",
+        const="on",
+        help="permessage-deflate; takeover: each connection keeps its windows",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="speak TLS: certificate chain, PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its private key, if that is in another file")
     parser.add_argument("--broadcast", action="store_true", help="send to every connection instead")
     args = parser.parse_args()
-    handler = Broadcast() if args.broadcast else Echo()
-    protocol = WebSocketProtocol(handler, origins="*", max_message=args.max_message)
+    handler = Broadcast() if args.broadcast else echo if args.handler == "straight" else Echo()
+    compression: Deflate | bool = args.compression is not None
+    if args.compression == "takeover":
+        compression = Deflate(server_no_context_takeover=False, client_no_context_takeover=False)
+    protocol = WebSocketProtocol(handler, origins="*", max_message=args.max_message, compression=compression)
+    if args.handler == "task":
+        if args.broadcast or compression:
+            parser.error("--handler task has no --broadcast and no --compression")
+        protocol = task_protocol(args.max_message)
+    context = server_tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
 
     async def run() -> None:
-        await serve(protocol, args.host, args.port, pool_size=args.pool, announce=announce)
+        await serve(
+            protocol, args.host, args.port, ssl_context=context, pool_size=args.pool, announce=announce
+        )
 
     trio.run(run)
 
