@@ -25,6 +25,8 @@ class Limits:
     memory: int = 2**28  # all keys and values
     keys: int = 10**6
     channels: int = 1000  # subscriptions of one connection
+    channel: int = 1024  # the name of a channel
+    answer: int = 2**23  # the answer to one command, which may name a large value often
 
 
 def bulk(value: bytes | None) -> bytes:

@@ -103,6 +103,10 @@ class KeyValue(Protocol):
         if not members:
             self.channels.pop(channel, None)
 
+    def _bound(self, size: int) -> None:
+        if size > self.limits.answer:
+            raise CommandFailed(f"ERR an answer of more than {self.limits.answer} bytes")
+
     # ------------------------------------------------------------ the connection
 
     def ping(self, connection: Connection, command: list[bytes]) -> bytes:
@@ -168,7 +172,13 @@ class KeyValue(Protocol):
 
     def mget(self, connection: Connection, command: list[bytes]) -> bytes:
         """MGET key ..."""
-        return array([bulk(self.store.get(key)) for key in command[1:]])
+        values = []
+        size = 0
+        for key in command[1:]:
+            values.append(value := self.store.get(key))
+            size += len(value or b"") + 16
+        self._bound(size)
+        return array([bulk(value) for value in values])
 
     def mset(self, connection: Connection, command: list[bytes]) -> bytes:
         """MSET key value ..."""
@@ -220,6 +230,7 @@ class KeyValue(Protocol):
             raise CommandFailed("ERR pattern too long")
         matches = re.compile(fnmatch.translate(command[1].decode("latin-1"))).match
         found = [key for key in list(self.store.values) if matches(key.decode("latin-1"))]
+        self._bound(sum(len(key) + 16 for key in found))
         return array([bulk(key) for key in found if self.store.get(key) is not None])
 
     def dbsize(self, connection: Connection, command: list[bytes]) -> bytes:
@@ -239,6 +250,8 @@ class KeyValue(Protocol):
         mine: set[bytes] = set() if connection.data is None else connection.data
         if len(mine | set(command[1:])) > self.limits.channels:
             raise CommandFailed(f"ERR more than {self.limits.channels} channels")
+        if max(map(len, command[1:])) > self.limits.channel:
+            raise CommandFailed(f"ERR the name of a channel has {self.limits.channel} bytes at most")
         connection.data = mine
         answers = []
         for channel in command[1:]:

@@ -294,6 +294,23 @@ async def test_drain_waits_for_streams():
         assert await heard(peer, 3) == b"bye"
 
 
+async def test_a_stream_that_begins_while_the_server_drains_is_told():
+    """Who gets it then cannot have been told before."""
+
+    async def use(stream):
+        stream.on_drain = told.set
+        await stream.aclose()
+
+    told = trio.Event()
+    async with serving(Lines(use)) as at:
+        peer = await at.dial()
+        await until(lambda: at.server.statistics().connections)
+        at.server.engine.draining = True
+        await peer.send(b"STARTSTREAM\n")
+        await peer.ended()
+        assert told.is_set()
+
+
 async def test_a_number_used_again():
     """The descriptor of a stream that was closed is used by the next connection, which nothing disturbs."""
 

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import trio
+from tls_peer import serving_tls
 from trio.testing import wait_all_tasks_blocked
 from ws_peer import descriptors, serving, tasks, until
 
@@ -279,6 +280,32 @@ async def test_whoever_leaves_the_queue_passes_the_place_on():
         release.set()
         await until(lambda: b"4" in started)
     assert started == [b"0", b"4"]
+
+
+async def test_half_a_tls_record_keeps_no_place():
+    """Who has a turn, and then nothing that can be read, does not keep the place from the next one."""
+
+    async def handler(stream):
+        started.append(await stream.receive_some())
+        await release.wait()
+
+    started, release = [], trio.Event()
+    async with serving_tls(StreamProtocol(handler, max_tasks=1)) as at:
+        peers = [await at.dial() for _ in range(3)]
+        for peer in peers:
+            await peer.stream.do_handshake()
+        await peers[0].send(b"0")
+        await until(lambda: started)
+        await peers[1].stream.transport_stream.send_all(b"\x17\x03\x03\x00\x40half")
+        await until(lambda: len(at.protocol.tasks.waiting) == 1)
+        await peers[2].send(b"2")
+        await until(lambda: len(at.protocol.tasks.waiting) == 2)
+        release.set()
+        await until(lambda: b"2" in started)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not at.protocol.tasks.living
+        for peer in peers:
+            await peer.stream.transport_stream.aclose()
 
 
 async def test_hard_stop_leaves_nothing():

@@ -766,3 +766,32 @@ async def test_repr_tells_the_state():
         async with trionet.connect_websocket(s.url) as ws:
             assert repr(ws) == f"<WebSocket fd={ws.fd} open, busy>"
         assert repr(ws).startswith("<WebSocket fd=-1 ")
+
+
+async def test_a_client_that_is_left_while_somebody_dials_leaks_nothing(monkeypatch):
+    """Who got a descriptor after the client's block was left closes it, and says so."""
+    dialed, left = trio.Event(), trio.Event()
+
+    async def late(*args):
+        dialed.set()
+        await left.wait()
+        return await dial(*args)
+
+    dial = trionet.client.client.dial
+    monkeypatch.setattr(trionet.client.client, "dial", late)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    before = descriptors()
+
+    async def connect(client):
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.connect(f"ws://127.0.0.1:{port}/")
+
+    async with listener, trio.open_nursery() as nursery:
+        async with trionet.open_client() as client:
+            nursery.start_soon(connect, client)
+            await dialed.wait()
+        left.set()
+        while nursery.child_tasks:
+            await trio.lowlevel.checkpoint()
+        assert descriptors() == before

@@ -61,6 +61,8 @@ def test_bad_backoffs_are_refused(options):
         ("Fri, 31 Dec 1999 00:00:00 GMT", 0.0),
         ("soon", None),
         ("-5", None),
+        ("Fri, 31 Dec 99999999999999999999 00:00:00 GMT", None),
+        ("Fri, 31 Dec 1999 00:00:00 +99999999999999999999", None),
         ("", None),
         (None, None),
     ],

@@ -290,6 +290,22 @@ async def test_strings():
             assert await client.ask(*words) == answer, words
 
 
+async def test_answers_and_names_of_channels_are_bounded():
+    """A command that names a large value often, or a channel at length, is refused, and the next one is run."""
+    async with running(Limits(answer=100, channel=4)) as at:
+        client = await at.client()
+        await client.ask("SET", "k" * 60, b"x" * 60)
+        assert await client.ask("MGET", "k" * 60) == [b"x" * 60]
+        assert await client.ask("MGET", "k" * 60, "k" * 60) == "ERR an answer of more than 100 bytes"
+        await client.ask("SET", "l" * 60, b"")
+        assert await client.ask("KEYS", "k*") == [b"k" * 60]
+        assert await client.ask("KEYS", "*") == "ERR an answer of more than 100 bytes"
+        refusal = "ERR the name of a channel has 4 bytes at most"
+        assert await client.ask("SUBSCRIBE", "abcd", "abcde") == refusal
+        assert not at.protocol.channels
+        assert await client.ask("SUBSCRIBE", "abcd") == [b"subscribe", b"abcd", 1]
+
+
 async def test_errors():
     """A command that cannot be run is answered with an error, and the next one is run."""
     async with running() as at:

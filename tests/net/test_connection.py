@@ -235,6 +235,44 @@ async def cancel_soon(scope):
     scope.cancel()
 
 
+async def test_a_queue_that_cannot_be_watched_ends_the_connection(bench, monkeypatch):
+    """Without room in the poller (fs.epoll.max_user_watches) what is queued would never be sent: so it is closed."""
+
+    def register(fd, *args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    protocol = Recorder(hard_limit=10**7)
+    connection, _ = bench.connect(protocol)
+    monkeypatch.setattr(bench.engine.writer, "register", register)
+    connection.write(BIG)
+    assert connection.fd == -1
+    assert connection.closed.reason == "No space left on device"
+    await wait_all_tasks_blocked()
+    assert protocol.names == ["lost"]
+
+
+async def test_a_flush_that_fails_costs_its_connection_only(bench, caplog):
+    """What a trait raises there does not end the engine."""
+
+    class Broken(Connection):
+        __slots__ = ()
+
+        def flush(self):
+            raise ValueError("flush")
+
+    protocol = Recorder(hard_limit=10**7)
+    connection, peer = bench.connect(protocol, connection_class=Broken)
+    connection.write(BIG)
+    await drained(peer)
+    await wait_all_tasks_blocked()
+    assert connection.is_gone
+    assert "ValueError: flush" in caplog.text
+    connection, peer = bench.connect(protocol)
+    peer.send(b"x")
+    await wait_all_tasks_blocked()
+    assert protocol.calls[-1] == ("data", b"x")
+
+
 # ------------------------------------------------------- readiness is a hint
 
 

@@ -344,6 +344,46 @@ async def test_a_protocol_that_fails_to_greet_costs_its_connection_only(fake, ca
         assert "connection_made" in caplog.text
 
 
+async def test_a_connection_that_cannot_be_watched_is_shed(fake, monkeypatch, autojump_clock, caplog):
+    """Without room in the poller for one more (fs.epoll.max_user_watches) the gate closes it, and pauses."""
+    async with fake([None, None, errno.EAGAIN]) as (gate, listener):
+        poller = gate.engine.poller
+
+        def register(fd, *args, **options):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(poller, "register", register)
+            gate.accept_some(listener)
+        assert (gate.accepted, gate.shortages, gate.shed) == (1, 1, 2)
+        assert [peer.recv(10) for peer in listener.peers] == [b"", b""]
+        engine = gate.engine
+        assert (engine.connections, engine.opening, engine.opened) == (0, 0, 0)
+        gate.open(listener)
+        listener.give(None)
+        await trio.sleep(1)
+        assert engine.connections == 1
+        assert "No space left" in caplog.text
+
+
+async def test_a_protocol_that_fails_at_a_failure_costs_its_connection_only(fake, caplog):
+    """A `handler_failed` that raises is logged, and ends one connection."""
+
+    class Broken(Echo):
+        def connection_made(self, connection):
+            raise ValueError("connection_made")
+
+        def handler_failed(self, connection, error):
+            raise ValueError("handler_failed")
+
+    async with fake([None], Broken()) as (gate, listener):
+        gate.open(listener)
+        await wait_all_tasks_blocked()
+        assert listener.peers[0].recv(10) == b""
+        assert gate.engine.connections == 0
+        assert "handler_failed failed" in caplog.text
+
+
 async def test_a_listener_may_get_a_number_with_a_deadline_of_its_former_owner(fake, autojump_clock):
     """What a closed connection left in the wheel under a descriptor's number does not concern its next owner."""
     async with fake([]) as (gate, listener):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tracemalloc
 
+import h11
 import pytest
 import trio
 from http_peer import CLOSE, ask, connect, get, post, read, rest_of, status, statuses, until
 
 import trionet
 from trionet import HttpProtocol, HttpRequest, Rejection, Response
+from trionet.protocols.http_body import RequestBody
 
 CHUNKED = "Transfer-Encoding: chunked"
 
@@ -433,3 +436,17 @@ async def test_curl_uploads_a_large_file(tmp_path):
         assert server.engine.opened == 1
     assert done.stdout == b"16777216 bytes" * 2
     assert b"< HTTP/1.1 100 Continue" in done.stderr
+
+
+async def test_a_body_in_tiny_chunks_costs_little_more_than_its_bytes():
+    """What is read whole is kept as bytes: an object for each chunk of two would take twenty times as much."""
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(post("/", b"2\r\nab\r\n" * 10_000 + b"0\r\n\r\n", CHUNKED))
+    parser.next_event()
+    body = RequestBody(None, parser, None, 2**20, 0)
+    tracemalloc.start()
+    try:
+        assert await body.read(2**20) == b"ab" * 10_000
+        assert tracemalloc.get_traced_memory()[1] < 300_000
+    finally:
+        tracemalloc.stop()

@@ -256,3 +256,33 @@ async def test_a_protocol_of_ones_own(speaks):
         await peer.aclose()
         await until(lambda: lost)
     assert len(lost) == 1
+
+
+@pytest.mark.parametrize("how", ["finish", "queued", "linger"])
+async def test_what_came_before_the_handler_closed_is_not_handled_after_it(how, caplog):
+    """A handler that waited, and then closes, is the last one; what it wrote before is sent."""
+
+    async def handler(connection, message):
+        handled.append(message)
+        await release.wait()
+        if how == "queued":
+            connection.write(bytes(size))
+        connection.linger() if how == "linger" else connection.finish()
+
+    handled, release, size = [], trio.Event(), 800_000
+    async with serving(trionet.LineProtocol(handler)) as at:
+        peer = await at.dial(small=True)
+        await peer.send(b"first\n")
+        await until(lambda: handled)
+        await peer.send(b"second\n")
+        await until(lambda: at.connection.rare().held_size)
+        connection = at.connection
+        release.set()
+        await until(lambda: connection.closed is not None)
+        while await peer._more():
+            pass
+        assert len(peer.data) == (size if how == "queued" else 0)
+        await peer.aclose()
+        await until(lambda: connection.is_gone)
+    assert handled == [b"first"]
+    assert not caplog.records

@@ -8,6 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import trio
+from tls_peer import serving_tls
 from ws_peer import PING, PONG, Echo, Frame, Gated, Opened, close, frame, serving, text, until
 
 from trionet.net.wheel import Wheel
@@ -185,3 +186,21 @@ def test_no_more_than_the_rate_and_a_seconds_worth(rate, reads):
             ws.engine.tick += ws.engine.wheel.ticks(limit.wait(left)) + 1
         seconds = Fraction(ws.engine.tick - 1, 4)
         assert passed <= rate + rate * seconds + 1e-6 + (count if limit.wait(limit.refill(ws)) else 0)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05wrong"], ids=["http", "tls"]
+)
+async def test_a_tls_handshake_that_fails_costs_its_connection_only(sent, caplog):
+    """Before there is anything to be limited, what has no rate may be the protocol."""
+    async with serving_tls(Echo(), max_messages_per_second=10) as at:
+        stream = await trio.open_tcp_stream(*at.server.addresses[0])
+        await stream.send_all(sent)
+        answer = b""
+        async for piece in stream:
+            answer += piece
+        assert answer.startswith((b"HTTP/1.1 400", b"\x15\x03"))
+        await stream.aclose()
+        await until(lambda: not at.server.statistics().connections)
+        await (await at.join()).echo()
+    assert not caplog.records

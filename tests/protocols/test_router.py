@@ -422,3 +422,27 @@ def test_websockets_need_a_router():
     """An `HttpProtocol` alone has no room for them, and says so."""
     with pytest.raises(ConfigurationError, match="Router"):
         HttpProtocol({"/": WebSocketProtocol(Quiet())})
+
+
+async def test_what_a_websocket_sends_while_an_earlier_request_is_answered_reaches_it():
+    """A page and an upgrade in one go, then a frame while the page's responder waits: all are served."""
+    asked, answer = trio.Event(), trio.Event()
+
+    async def slow(request):
+        asked.set()
+        await answer.wait()
+        return Response.text("slow")
+
+    async def echo(ws):
+        async for message in ws:
+            await ws.send(message)
+
+    router = Router({"/slow": slow, "/ws": WebSocketProtocol(echo)})
+    async with trionet.open_server(router) as server, await connect(server) as stream:
+        await stream.send_all(get("/slow") + get("/ws", *UPGRADE))
+        await asked.wait()
+        await stream.send_all(frame(1, b"hello"))
+        (connection,) = server.engine
+        await until(lambda: connection.rare().held)
+        answer.set()
+        assert (await read(stream, b"\x81\x05hello")).count(b"HTTP/1.1 ") == 2

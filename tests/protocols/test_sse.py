@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 import trio
+import trio.testing
 from http_peer import CLOSE, DATE, ask, connect, get, read, rest_of, status, until
 
 import trionet
@@ -382,3 +383,27 @@ async def test_curl_shows_events_as_they_come():
             feed.open[0].send_nowait(text.decode())
             assert await read(process.stdout, text + b"\n\n") == b"data: " + text + b"\n\n"
         feed.open[0].close()
+
+
+async def test_a_stream_that_opens_while_the_server_drains_ends_at_once():
+    """A request that was held up until after the server's farewell gets the head and the end of the body."""
+    asked, answer = trio.Event(), trio.Event()
+
+    class Slow(Feed):
+        async def on_request(self, request):
+            asked.set()
+            await answer.wait()
+
+    feed = Slow()
+    async with serving(feed) as server, await connect(server) as stream:
+        await stream.send_all(get("/events"))
+        await asked.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(server.drain, jitter=0, timeout=60))
+            await until(lambda: server.draining)
+            await trio.testing.wait_all_tasks_blocked()
+            answer.set()
+            with trio.fail_after(20):
+                assert re.sub(DATE, b"", await rest_of(stream)) == HEAD
+            await stream.aclose()
+    assert [closed.code for closed in feed.ends] == [1001]

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import struct
+import sys
 
 import pytest
 import trio
@@ -356,6 +357,23 @@ async def test_trusted_proxies_on_a_unix_socket(tmp_path):
         assert await peer.hear() == "192.0.2.7 https chat.example"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names without a file are Linux's")
+@pytest.mark.parametrize("name", [b"\0", b"\0trionet proxy"])
+async def test_a_proxy_with_a_name_that_is_no_file(name, tmp_path):
+    """A peer whose socket is bound to an abstract name, which is bytes, is on a Unix socket, too."""
+    path = str(tmp_path / "socket")
+    endpoints = [trionet.Endpoint(protocol=forwarded(trusted_proxies=["unix:"]), path=path)]
+    async with serving(endpoints):
+        with trio.socket.socket(socket.AF_UNIX) as sock:
+            await sock.bind(name + (tmp_path.name.encode() if name[1:] else b""))
+            await sock.connect(path)
+            peer = Peer(trio.SocketStream(sock))
+            await peer.send(request("/", *HEADERS))
+            assert await peer.status() == 101
+            await peer.say("who?")
+            assert await peer.hear() == "192.0.2.7 https chat.example"
+
+
 @pytest.mark.parametrize(
     "origin, proxies, status",
     [
@@ -386,6 +404,18 @@ async def test_both_kinds_together():
             assert await peer.status() == 101
             await peer.say("who?")
             assert await peer.hear() == answer
+
+
+@pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n"], ids=["local", "unknown"])
+async def test_a_head_behind_an_unknown_client_is_not_believed(header):
+    """A proxy that passes bytes on lets X-Forwarded-For through as the client wrote it."""
+    protocol = forwarded(trusted_proxies=["127.0.0.1"])
+    async with serving(behind(trionet.ProxyProtocol(["127.0.0.1"]), protocol)) as at:
+        peer = await at.dial()
+        await peer.send(header, request("/", "X-Forwarded-For: 6.6.6.6"))
+        assert await peer.status() == 101
+        await peer.say("who?")
+        assert await peer.hear() == "127.0.0.1 None 127.0.0.1"
 
 
 async def test_the_client_of_a_plain_request():

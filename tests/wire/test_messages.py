@@ -244,6 +244,7 @@ def test_the_borders_of_unicode_are_text(last):
         (MessageDecoder(max_message=5, chunks=True), part(B, b"123") + b"\x80\x83"),
     ],
 )
+@pytest.mark.measured
 def test_too_much_is_refused_when_it_is_declared(decoder, data):
     """1009 comes with the header, before a byte of payload, and nothing is allocated for what was declared."""
     tracemalloc.start()

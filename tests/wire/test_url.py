@@ -115,6 +115,14 @@ def test_redirect_does_not_give_up_encryption(location):
         redirected(parse_url("wss://h/"), location)
 
 
+@pytest.mark.parametrize("location", ["ws+unix:/run/b:/x", "ws+unix:/run/a:/x", "http://[x", "//[/"])
+@pytest.mark.parametrize("url", ["ws://h/", "ws+unix:/run/a:/x"])
+def test_redirect_names_no_socket_and_no_nonsense(url, location):
+    """A server cannot send its clients to a Unix socket of their machine; what is no URL is an error of ours."""
+    with pytest.raises(ConfigurationError):
+        redirected(parse_url(url), location)
+
+
 def test_redirect_on_a_unix_socket_stays_there():
     """A relative redirect goes to the same socket; one to another host leaves it."""
     target = parse_url("ws+unix:/run/a:/x")

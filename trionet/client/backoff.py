@@ -77,7 +77,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for years and zones of many digits
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)

@@ -153,6 +153,9 @@ class WebSocketClient:
         first = self._secured(protocol, target, dialing) if target.secure else protocol
         proxy = parse_proxy(dialing["proxy"]) if dialing.get("proxy") else None
         fd = await dial(target, proxy, dialing.get("local_address"))
+        if self.closed:  # meanwhile: there is no engine any more that would take it
+            system.close(fd)
+            raise RuntimeError("the client is closed: its block was left")
         opening = Opening(target, request, key, offers)
         ws: Any = self.engine.add(fd, first, first.connection_class)
         ws._agreed = opening

@@ -21,6 +21,7 @@ At most one worker runs a connection. Input that comes while its handler is susp
 from __future__ import annotations
 
 import contextvars
+import logging
 import socket
 from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from trionet.net.engine import Engine
 
 __all__ = ["Connection", "ProtocolInterface", "broken"]
+
+log = logging.getLogger("trionet")
 
 OPENING: Final = 0
 OPEN: Final = 1
@@ -348,8 +351,16 @@ class Connection:
     def failed(self, error: Exception) -> None:
         """The pool says: the job running for this connection has raised `error`."""
         self._state &= ~BUSY
-        self.protocol.handler_failed(self, error)
+        self.blame(error)
         self._let_go()
+
+    def blame(self, error: Exception) -> None:
+        """Tell the protocol that `error` was raised for this connection. What it raises itself costs this one, too."""
+        try:
+            self.protocol.handler_failed(self, error)
+        except Exception:
+            log.exception("%r: handler_failed failed, connection closed", self)
+            self.abort()
 
     def _let_go(self) -> None:
         """A job was broken off: what it would have handled next is dropped."""
@@ -430,7 +441,11 @@ class Connection:
         engine = self.engine
         out = self._out = Outbox(engine.tick)
         out.append(data, sent)
-        engine.writer.register(self.fd, 4)
+        try:
+            engine.writer.register(self.fd, 4)
+        except OSError as error:  # no memory, or fs.epoll.max_user_watches
+            self.abort(broken(error))
+            return
         if self.protocol.write_timeout < NEVER:
             engine.set_deadline(self, engine.tick + engine.wheel.ticks(self.protocol.write_timeout))
         if self.throttled:

@@ -21,6 +21,7 @@ from typing import Any
 
 import trio
 
+from trionet.net import system
 from trionet.net.connection import BUSY, Connection, ProtocolInterface
 from trionet.net.poller import Poller, open_poller
 from trionet.net.pool import TaskPool, split_error
@@ -105,7 +106,7 @@ class Engine:
             connection.overhear()
         except Exception as error:
             log.exception("%r failed while it was busy", connection)
-            connection.protocol.handler_failed(connection, error)
+            connection.blame(error)
 
     async def wait(self) -> None:
         """Wait until `fetch` may find something."""
@@ -114,8 +115,13 @@ class Engine:
     # ---------------------------------------------------------- connections
 
     def add(self, fd: int, protocol: ProtocolInterface, connection_class: type[Connection]) -> Connection:
-        """Take over a connected, non-blocking descriptor."""
+        """Take over a connected, non-blocking descriptor. Raises `OSError` (and closes it) if it cannot be watched."""
         connection = connection_class(self, fd, protocol)
+        try:
+            self.poller.register(fd)
+        except OSError:  # no memory, or fs.epoll.max_user_watches
+            system.close(fd)
+            raise
         try:
             self.table[fd] = connection
         except IndexError:
@@ -123,11 +129,10 @@ class Engine:
         self.connections += 1
         self.opened += 1
         self.opening += 1
-        self.poller.register(fd)
         try:
             protocol.connection_made(connection)
         except Exception as error:  # noqa: BLE001 - a protocol's mistake costs its connection only
-            protocol.handler_failed(connection, error)
+            connection.blame(error)
         return connection
 
     def watch(self, fd: int, job: Any) -> None:
@@ -194,7 +199,11 @@ class Engine:
                 if connection is None:
                     writer.unregister(fd)
                 else:
-                    connection.flush()
+                    try:
+                        connection.flush()
+                    except Exception as error:  # noqa: BLE001 - told to its protocol
+                        connection.blame(error)
+                        connection.abort()
 
     async def _tick_loop(self) -> None:
         next_tick = trio.current_time()
@@ -221,7 +230,7 @@ class Engine:
             tick = connection.protocol.deadline_reached(connection)
         except Exception as error:
             log.exception("deadline of %r failed", connection)
-            connection.protocol.handler_failed(connection, error)
+            connection.blame(error)
             return
         if tick and connection.fd >= 0:
             self.set_deadline(connection, max(tick, self.tick + 1))
@@ -258,7 +267,7 @@ class Engine:
                 except BaseException as error:
                     own, rest = split_error(error)
                     if own is not None:
-                        connection.protocol.handler_failed(connection, own)
+                        connection.blame(own)
                     if rest is not None and _interrupts(rest):
                         raise
 

@@ -147,7 +147,13 @@ class AcceptGate:
                 self.shut(_SHORTAGE_PAUSE)
                 return
             self.accepted += 1
-            engine.add(fd, protocol, protocol.connection_class)
+            try:
+                engine.add(fd, protocol, protocol.connection_class)
+            except OSError as error:  # it is closed
+                self.shed += 1
+                self._shortage(listener, error)
+                self.shut(_SHORTAGE_PAUSE)
+                return
 
     def _shortage(self, listener: Listener, error: OSError) -> None:
         """Out of descriptors: use the spare one to accept and close what waits, so that clients get an answer."""

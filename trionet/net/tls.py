@@ -118,7 +118,7 @@ class TlsHandshake:
         try:
             protocol.connection_made(connection)
         except Exception as error:  # noqa: BLE001 - a protocol's mistake costs its connection only
-            protocol.handler_failed(connection, error)
+            connection.blame(error)
         if connection.fd >= 0:
             if connection._out is not None:
                 engine.writer.modify(connection.fd, 4)

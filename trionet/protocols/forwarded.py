@@ -33,6 +33,8 @@ def find_client(connection: Connection, request: Request, proxies: TrustedProxie
     if isinstance(peer, bytes) or (peer is None and isinstance(connection.local, str | bytes)):
         peer = ""  # a Unix socket; not a TCP connection whose peer is gone, which would not be trusted for it
     header = connection.proxy_header if isinstance(connection, Proxied) else None
+    if header is not None and header.source is None:
+        proxies = None  # such a proxy passes bytes on: what the head says is the client's own word
     secure = True if connection.tls is not None else None if header is None else header.secure
     scheme = None if secure is None else "https" if secure else "http"
     return (proxies or _NOBODY).client(request.headers, peer, request.host, scheme)

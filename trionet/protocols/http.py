@@ -207,8 +207,11 @@ class HttpProtocol(Protocol):
         connection.opened()
         await self.data_received(connection, data)
 
-    def _becomes(self, connection: Any, protocol: Any) -> None:
-        """The connection goes to a `WebSocketProtocol`, as if it had just been accepted."""
+    def _becomes(self, connection: Any, protocol: Any) -> bytes:
+        """The connection goes to a `WebSocketProtocol`, as if it had just been accepted.
+
+        Returns what came while an earlier request was answered: each protocol keeps such input in a form of its own.
+        """
         connection.data = None
         connection.protocol = protocol
         connection.__class__ = retarget(type(connection), protocol.connection_class)
@@ -216,6 +219,17 @@ class HttpProtocol(Protocol):
         connection._state += OPENING - OPEN
         connection.engine.opening += 1
         protocol.connection_made(connection)
+        return self._take_held(connection)
+
+    @staticmethod
+    def _take_held(connection: Any) -> bytes:
+        rare = connection._rare
+        if rare is None or rare.held is None:
+            return b""
+        held: bytes = rare.held
+        rare.held, rare.held_size = None, 0
+        connection.resume_reading()
+        return held
 
     async def _leaves(self, connection: Any, exchange: _Exchange) -> bool:
         """Whether this request, and with it the connection, has gone to another protocol."""
@@ -224,7 +238,7 @@ class HttpProtocol(Protocol):
         if not head.websocket or connection.data is None:
             return False
         protocol, data = connection.data, bytes(exchange.raw)
-        self._becomes(connection, protocol)
+        data += self._becomes(connection, protocol)
         await protocol.data_received(connection, data)
         return True
 
@@ -409,6 +423,7 @@ class HttpProtocol(Protocol):
         request, protocol = response.request, response.protocol
         del response, exchange
         connection._input = connection.data = None
+        self._take_held(connection)  # nobody will look at it
         connection.protocol = protocol
         connection.__class__ = retarget(type(connection), protocol.connection_class)
         connection.write(head)

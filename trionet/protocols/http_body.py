@@ -58,7 +58,8 @@ class RequestBody:
         self._patience = patience * MIN_RATE if patience else float("inf")
         self._due = 0  # tick at which the wait in hand has taken too long
         self._waiter: Waiter | Parked | None = None
-        self._parts: list[bytes] | None = []  # of what is read whole; None: a piece was given away
+        # What is read whole; None: a piece was given away. Not a list: it may come in pieces of one byte.
+        self._parts: bytearray | None = bytearray()
         self._whole: bytes | None = None
         self._received = 0
         self._events = 0
@@ -94,9 +95,10 @@ class RequestBody:
             if parts is None:
                 raise RuntimeError("the body was taken in pieces")
             while piece := await self.next(limit):
-                parts.append(piece)
+                parts += piece
                 self._parts = parts
-            self._whole = b"".join(parts)
+            self._whole = bytes(parts)
+            self._parts = bytearray()
         return self._whole
 
     async def _breathe(self) -> None:

@@ -80,7 +80,7 @@ class Router(HttpProtocol):
         if match is None or protocol is None:
             return await super()._leaves(connection, exchange)
         request, data = head, bytes(exchange.raw)
-        self._becomes(connection, protocol)
+        data += self._becomes(connection, protocol)
         scanner = protocol._scanner
         if scanner._on_header is not None or scanner._limits != self._limits:
             try:

@@ -204,6 +204,8 @@ class EventSource(Protocol):
             if self._first:
                 stream.write(self._first)
             self.watch(stream)
+        if stream.engine.draining:  # since the request came: nobody will tell this stream
+            self.drain(stream)
         await self.on_open(stream, request)
 
     async def data_received(self, connection: EventStream, data: bytes) -> None:

@@ -91,12 +91,17 @@ def parse_proxy(url: str) -> Target:
 def redirected(target: Target, location: str) -> Target:
     """Return where a redirect of `target` to `location` (absolute or relative) leads.
 
-    Raises `ConfigurationError` when that is no WebSocket, or would give up encryption: a redirect must not do that
-    behind the application's back. User information goes along to the same origin only.
+    Raises `ConfigurationError` when that is no WebSocket, is a Unix socket, or would give up encryption: a redirect
+    must not do that behind the application's back. User information goes along to the same origin only.
     """
     scheme = "https" if target.secure else "http"
-    where = urljoin(f"{scheme}://{target.authority}{target.resource}", location.partition("#")[0])
+    try:
+        where = urljoin(f"{scheme}://{target.authority}{target.resource}", location.partition("#")[0])
+    except ValueError as error:
+        raise ConfigurationError(f"{target} redirects to what is no URL: {error}") from None
     found = parse_url(where)
+    if found.unix is not None:  # a server does not choose which sockets of our machine we talk to
+        raise ConfigurationError(f"{target} redirects to a Unix socket")
     if target.secure and not found.secure:
         raise ConfigurationError(f"{target} redirects to {found}, which is not encrypted")
     if target.unix is not None and (found.secure, found.host, found.port) == (
