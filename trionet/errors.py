@@ -23,6 +23,7 @@ __all__ = [
     "Rejection",
     "TrionetError",
     "UpgradeRefused",
+    "nothing_but",
 ]
 
 
@@ -128,3 +129,10 @@ class ConnectionClosed(TrionetError):
     def clean(self) -> bool:
         """Whether a closing handshake ended it the ordinary way: with 1000, 1001 or no code (1005)."""
         return self.code in (1000, 1001, 1005)
+
+
+def nothing_but(kind: type[BaseException], error: BaseException) -> bool:
+    """Whether `error` is a `kind`, or a group in which there is nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(kind)[1] is None
+    return isinstance(error, kind)

@@ -22,6 +22,7 @@ import trio_websocket
 
 from trionet.adapters._tasks import ConnectionTasks
 from trionet.adapters.stream import name_of
+from trionet.errors import nothing_but
 from trionet.net.connection import OPENING
 from trionet.net.engine import Engine
 from trionet.net.stream import DetachedStream
@@ -213,7 +214,8 @@ class TrioWebSocketProtocol(WebSocketProtocol):
                 # After some errors its reader would wait for the peer for ever.
                 nursery.cancel_scope.deadline = trio.current_time() + self.close_timeout
         except Exception as error:
-            if not _only_closed(error):  # else its reader found the connection gone
+            # Its reader may have found the connection gone.
+            if not nothing_but(trio_websocket.ConnectionClosed, error):
                 raise
         if failure is not None:
             raise failure
@@ -225,7 +227,8 @@ class TrioWebSocketProtocol(WebSocketProtocol):
             await self._handler(ws)
             code = 1000
         except Exception as error:  # noqa: BLE001 - it goes to the bulkhead, without the nursery's group
-            return None if ws.closed is not None and _only_closed(error) else error
+            gone = ws.closed is not None and nothing_but(trio_websocket.ConnectionClosed, error)
+            return None if gone else error
         finally:
             with trio.move_on_after(self.close_timeout):
                 await ws.aclose(code)  # closes the stream in any case
@@ -238,9 +241,3 @@ class TrioWebSocketProtocol(WebSocketProtocol):
                 await ws.aclose(1001, "server is going away")
             except Exception:
                 log.exception("%s: closing failed", self.tasks.name)
-
-
-def _only_closed(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_only_closed, error.exceptions))
-    return isinstance(error, trio_websocket.ConnectionClosed)

@@ -208,17 +208,10 @@ class ClientWebSocket(WebSocket):
 
     def write(self, data: bytes) -> None:
         """Whole frames, masked here (5.3); before the connection is open, the request as it is."""
-        super().write(data if self._state & 7 == OPENING else mask_frames(data, fresh_key))
+        super().write(data if self._state & 7 == OPENING else self._sealed(data))
 
-    def _pong(self, frame: bytes) -> None:
-        out = self._out
-        if (
-            out is not None
-            and out.frames[-1][:1] == b"\x8a"
-            and out.replace_last(mask_frames(frame, fresh_key))
-        ):
-            return
-        self._emit(frame)
+    def _sealed(self, frame: bytes) -> bytes:
+        return mask_frames(frame, fresh_key)
 
     # -------------------------------------------------------------- closing
 

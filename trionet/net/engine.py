@@ -21,6 +21,7 @@ from typing import Any
 
 import trio
 
+from trionet.errors import nothing_but
 from trionet.net import system
 from trionet.net.connection import BUSY, Connection, ProtocolInterface
 from trionet.net.poller import Poller, open_poller
@@ -55,9 +56,7 @@ class Engine:
         self.overflowed = 0
         self.pings = random.getrandbits(62)  # what a Ping carries: not to be guessed by whoever sends Pongs
         self.stale = 0
-        self.tls: Any = (
-            None  # what TLS connections share, made with the first (see `trionet.net.tls_session`)
-        )
+        self.tls: Any = None  # what TLS connections share, made with the first: `tls_session.Workbench`
         self.lag = 0.0  # seconds by which the last tick came late
         self.lag_max = 0.0
         self._backend = backend
@@ -268,12 +267,5 @@ class Engine:
                     own, rest = split_error(error)
                     if own is not None:
                         connection.blame(own)
-                    if rest is not None and _interrupts(rest):
+                    if rest is not None and not nothing_but(trio.Cancelled, rest):
                         raise
-
-
-def _interrupts(error: BaseException) -> bool:
-    """Whether there is more in it than the cancellation that ends everything anyway."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is not None
-    return not isinstance(error, trio.Cancelled)

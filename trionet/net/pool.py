@@ -33,7 +33,7 @@ import attrs
 import trio
 from trio.lowlevel import Abort, enable_ki_protection
 
-from trionet.errors import ConfigurationError
+from trionet.errors import ConfigurationError, nothing_but
 
 __all__ = ["Job", "Parked", "PoolStatistics", "Source", "TaskPool", "Waiter", "split_error"]
 
@@ -799,7 +799,7 @@ class TaskPool:
             except trio.Cancelled:
                 pass
             except BaseExceptionGroup as group:
-                if group.split(trio.Cancelled)[1] is not None:
+                if not nothing_but(trio.Cancelled, group):
                     raise
 
 

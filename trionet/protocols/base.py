@@ -6,12 +6,22 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from trionet.errors import ConfigurationError, ConnectionClosed
+from trionet.errors import ConfigurationError, ConnectionClosed, nothing_but
 from trionet.net.connection import CLOSING, LINGERING, NEVER, Connection
 
-__all__ = ["Protocol", "only_closed"]
+__all__ = ["Protocol", "Read"]
 
 log = logging.getLogger("trionet")
+
+
+class Read:
+    """A read that may hold several pieces, in ``connection._input`` while the handler has one of them."""
+
+    __slots__ = ("data", "done")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.done = 0  # bytes of it that are handled, or in hand
 
 
 class Protocol:
@@ -95,11 +105,13 @@ class Protocol:
     def unread(self, connection: Any) -> bytes:
         """What was read from this peer and not handled yet, as it came. `Connection.detach` gives it to the stream.
 
-        Raises `RuntimeError` if that cannot be told, as here when ``connection._input`` is not bytes. A protocol that
-        handles several pieces of one read keeps the rest there while it handles one.
+        Raises `RuntimeError` if that cannot be told, as here when ``connection._input`` is neither bytes nor a `Read`,
+        which a protocol keeps there while it handles several pieces of one read.
         """
-        rare = connection._rare
-        kept = [connection._input, rare.held if rare is not None else None]
+        rare, own = connection._rare, connection._input
+        if isinstance(own, Read):
+            own = connection._input = own.data[own.done :]
+        kept = [own, rare.held if rare is not None else None]
         if not all(piece is None or isinstance(piece, bytes | bytearray) for piece in kept):
             raise RuntimeError(
                 f"{type(self).__name__} is in the middle of something that cannot be given away"
@@ -112,7 +124,7 @@ class Protocol:
 
     def handler_failed(self, connection: Any, error: Exception) -> None:
         """`data_received` or a handler raised: log it, and close this connection."""
-        if connection.closed is not None and only_closed(error):
+        if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return  # it used a connection whose peer had left: that ends handlers every day
         log.error("%r: handler failed, connection closed", connection, exc_info=error)
         connection.abort()
@@ -163,10 +175,3 @@ class Protocol:
         tick = self.next_deadline(connection)
         if tick:
             connection.engine.set_deadline(connection, tick)
-
-
-def only_closed(error: BaseException) -> bool:
-    """Whether there is nothing in `error` but `ConnectionClosed`."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(only_closed, error.exceptions))
-    return isinstance(error, ConnectionClosed)

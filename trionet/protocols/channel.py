@@ -207,9 +207,8 @@ class WebSocket(Connection):
             try:
                 data = self._get(self.fd, READ_SIZE)
             except BlockingIOError:
-                return (
-                    None if self._state == OPEN else await self._settle()
-                )  # a TLS record may have been broken
+                # A TLS record may have been broken.
+                return None if self._state == OPEN else await self._settle()
             except OSError as error:
                 self.abort(broken(error))
                 return await self._settle()
@@ -320,8 +319,13 @@ class WebSocket(Connection):
             self.uncork()
             pool.cork = None
         if pool.rest is not None:
-            (rest, last, _), pool.rest = pool.rest, None
-            self.hold([*rest, last])
+            self.hold_rest()
+
+    def hold_rest(self) -> None:
+        """Keep what is left of the read in hand."""
+        pool = self.engine.pool
+        (rest, last, _), pool.rest = pool.rest, None
+        self.hold([*rest, last])
 
     def hold(self, events: list[Event | ProtocolError], *, in_order: bool = False) -> None:
         """Keep messages for later, act on control frames now; `in_order`: on a Close after the messages before it."""
@@ -368,9 +372,13 @@ class WebSocket(Connection):
     def _pong(self, frame: bytes) -> None:
         out = self._out
         # 5.5.3: one Pong for the latest of several Pings will do, so a flood of them fills no queue.
-        if out is not None and out.frames[-1][:1] == b"\x8a" and out.replace_last(frame):
+        if out is not None and out.frames[-1][:1] == b"\x8a" and out.replace_last(self._sealed(frame)):
             return
         self._emit(frame)
+
+    def _sealed(self, frame: bytes) -> bytes:
+        """As it goes out: a client's frames are masked."""
+        return frame
 
     def _goodbye(self, code: int, reason: str, *, alone: bool) -> None:
         """A Close frame came: echo it if it is the first, then the server closes first (7.1.1)."""

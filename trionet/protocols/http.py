@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
-from trionet.errors import ConfigurationError, ConnectionClosed, Rejection
+from trionet.errors import ConfigurationError, ConnectionClosed, Rejection, nothing_but
 from trionet.net.connection import BUSY, OPEN, OPENING, Connection
 from trionet.net.traits import retarget
-from trionet.protocols.base import Protocol, only_closed
+from trionet.protocols.base import Protocol
 from trionet.protocols.forwarded import as_proxies
 from trionet.protocols.http_body import RequestBody, next_event
 from trionet.protocols.responders import (
@@ -464,7 +464,7 @@ class HttpProtocol(Protocol):
 
     def handler_failed(self, connection: Any, error: Exception) -> None:
         """A responder raised: 500, or, if the answer was begun, a reset, so that the peer can tell."""
-        if connection.closed is not None and only_closed(error):
+        if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return
         exchange: _Exchange | None = connection._input
         head = exchange.head if exchange is not None else None

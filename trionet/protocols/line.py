@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from trionet.net.connection import Connection
-from trionet.protocols.base import Protocol
+from trionet.protocols.base import Protocol, Read
 
 __all__ = ["LineConnection", "LineProtocol"]
 
@@ -19,16 +19,6 @@ class LineConnection(Connection):
         """Send `line` and a line end; waits while the peer is slow. Raises `ConnectionClosed`."""
         await self.wait_writable(len(line) + 2)
         self.write(line + b"\r\n")
-
-
-class _Read:
-    """What was read, and how much of it is handled."""
-
-    __slots__ = ("data", "done")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.done = 0
 
 
 class LineProtocol(Protocol):
@@ -65,7 +55,7 @@ class LineProtocol(Protocol):
                 break
             start = end + 1
             if read is None:
-                read = connection._input = _Read(data)
+                read = connection._input = Read(data)
             read.done = start
             await self.handler(connection, line)
             if connection.closed is not None:
@@ -78,10 +68,3 @@ class LineProtocol(Protocol):
         connection._input = None
         connection.write(b"line too long: at most %d bytes\r\n" % self.max_line)
         connection.linger()
-
-    def unread(self, connection: LineConnection) -> bytes:
-        """What follows the line in hand."""
-        read = connection._input
-        if isinstance(read, _Read):
-            connection._input = read.data[read.done :]
-        return super().unread(connection)

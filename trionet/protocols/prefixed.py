@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from trionet.errors import ConnectionClosed, ProtocolError
 from trionet.net.connection import BUSY, Connection
 from trionet.net.stream import DetachedStream
-from trionet.protocols.base import Protocol
+from trionet.protocols.base import Protocol, Read
 from trionet.wire.prefixed import PrefixedFormat
 
 __all__ = ["LengthPrefixedConnection", "LengthPrefixedProtocol"]
@@ -19,14 +19,13 @@ log = logging.getLogger("trionet")
 _CORK: Final = 65536
 
 
-class _Read:
-    """What was read, how much of it is handled, and the answers that wait to be sent together."""
+class _Read(Read):
+    """With the answers that wait to be sent together."""
 
-    __slots__ = ("answers", "data", "done", "size")
+    __slots__ = ("answers", "size")
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.done = 0
+        super().__init__(data)
         self.answers: list[bytes] = []
         self.size = 0
 
@@ -161,12 +160,4 @@ class LengthPrefixedProtocol(Protocol):
         """Close this connection, behind the answers to earlier requests; log, unless it used one that had ended."""
         if connection.closed is None:
             connection.uncork()
-        if connection.closed is None or not isinstance(error, ConnectionClosed):
-            super().handler_failed(connection, error)
-
-    def unread(self, connection: LengthPrefixedConnection) -> bytes:
-        """What follows the message in hand."""
-        read = connection._input
-        if isinstance(read, _Read):
-            connection._input = read.data[read.done :]
-        return super().unread(connection)
+        super().handler_failed(connection, error)

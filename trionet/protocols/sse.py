@@ -21,11 +21,11 @@ from typing import Any
 
 import trio
 
-from trionet.errors import ConfigurationError, ConnectionClosed
+from trionet.errors import ConfigurationError, ConnectionClosed, nothing_but
 from trionet.net import system
 from trionet.net.connection import PINGED, Connection
 from trionet.net.outbox import FRAME_COST
-from trionet.protocols.base import Protocol, only_closed
+from trionet.protocols.base import Protocol
 from trionet.protocols.channel import SlowConsumer
 from trionet.protocols.responders import Handover, HttpRequest, Response
 from trionet.wire.events import encode_comment, encode_event
@@ -228,7 +228,7 @@ class EventSource(Protocol):
         return self.on_close(connection, closed)
 
     def handler_failed(self, connection: EventStream, error: Exception) -> None:
-        if connection.closed is not None and only_closed(error):
+        if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return  # it used a stream whose client had left: that ends handlers every day
         self.handler_failures += 1
         log.error("%r: handler failed", connection, exc_info=error)

@@ -173,8 +173,7 @@ class Straight(WebSocket):
             may_park = pool.job is self and pool.can_park()
             # Where it may park, `deliver` goes on with the rest of the read, and keeps its answers corked.
             if not may_park and pool.rest is not None and pool.running is not None and pool.job is self:
-                (rest, last, _), pool.rest = pool.rest, None
-                self.hold([*rest, last])
+                self.hold_rest()
             message = self._take(what)
             if message is not None:
                 self._received()
@@ -189,10 +188,8 @@ class Straight(WebSocket):
                 return _PARK
             session = self._more()
             session.receiver = Waiter()
-            if (
-                self._state & PAUSED
-            ):  # the part of a long message that came already may have stopped the reading
-                self.resume_reading()
+            if self._state & PAUSED:
+                self.resume_reading()  # the part of a long message that came already may have stopped it
             pool.pinned += 1
             pool.leave()
             try:
@@ -259,11 +256,13 @@ class Straight(WebSocket):
 
     def _received(self) -> None:
         """Nobody waits any more."""
-        session = self._session
-        if session is not None:
-            session.due = 0
-            if not session.needed():
-                self._session = None
+        if self._session is not None:
+            self._session.due = 0
+            self._tidy_session()
+
+    def _tidy_session(self) -> None:
+        if self._session is not None and not self._session.needed():
+            self._session = None
 
     def _more(self) -> _Session:
         if self._session is None:
@@ -317,15 +316,10 @@ class Straight(WebSocket):
                 trap = coroutine.send(value)
             else:
                 trap = session.context.run(coroutine.send, value)
-        except StopIteration:
-            self._returned()
+        except BaseException as error:
+            if not self._ended(error):
+                raise
             return _DONE
-        except ConnectionClosed:
-            self._hung_up()
-            return _DONE
-        except BaseException:
-            self._ended()
-            raise
         return _DONE if trap is _PARK else self._pass_on(coroutine, trap)
 
     @types.coroutine
@@ -343,44 +337,30 @@ class Straight(WebSocket):
                 # It may have got a context of its own meanwhile: see `context_changed`.
                 context = self._session.context if self._session is not None else None
                 trap = function(value) if context is None else context.run(function, value)
-            pool.at_rest += 1
-        except StopIteration:
-            pool.at_rest += 1
-            self._returned()
-        except ConnectionClosed:
-            pool.at_rest += 1
-            self._hung_up()
-        except BaseException:
-            pool.at_rest += 1
-            self._ended()
-            raise
+        except BaseException as error:
+            if not self._ended(error):
+                raise
         finally:
+            pool.at_rest += 1
             value = None  # an exception refers to this frame
-            session = self._session
-            if session is not None:
-                session.worker = None
-                if not session.needed():
-                    self._session = None
+            if self._session is not None:
+                self._session.worker = None
+                self._tidy_session()
 
     def resume_with_chunk(self, data: str | bytes, last: bool) -> Awaitable[None]:
         """The same with a piece of a message."""
         return self.resume(Chunk(data, last))
 
-    def _returned(self) -> None:
-        self._ended()
-        if self.closed is None:
-            self.close_nowait(CloseCode.NORMAL)
-
-    def _hung_up(self) -> None:
-        """The handler ended by `ConnectionClosed`, the way most do: an error only if it was another's."""
-        self._ended()
-        if self.closed is None:
-            raise  # noqa: PLE0704 - called while it is handled
-
-    def _ended(self) -> None:
+    def _ended(self, error: BaseException) -> bool:
+        """The handler has ended, by `error`. Returns whether that is an ordinary end: else it goes on."""
         self._coroutine = None
         self.engine.pool.at_rest -= 1
         self._cancel_tasks()
+        if isinstance(error, ConnectionClosed):  # the way most end: an error only if it was another's
+            return self.closed is not None
+        if isinstance(error, StopIteration) and self.closed is None:
+            self.close_nowait(CloseCode.NORMAL)
+        return isinstance(error, StopIteration)
 
     def _roused(self) -> Awaitable[None] | None:
         if self._coroutine is None:
@@ -446,7 +426,7 @@ class Straight(WebSocket):
         except BaseException as error:  # noqa: BLE001 - a bulkhead
             own, rest = split_error(error)
             if own is not None:
-                self.protocol.handler_failed(self, own)
+                self.blame(own)
             if rest is not None:
                 raise rest from None
         finally:
@@ -459,8 +439,7 @@ class Straight(WebSocket):
                 idle, session.idle = session.idle, []
                 for waiter in idle:
                     waiter.wake()
-                if not session.needed():
-                    self._session = None
+                self._tidy_session()
 
     def _cancel_tasks(self) -> None:
         session = self._session

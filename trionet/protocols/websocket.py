@@ -18,10 +18,10 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, Rejection
+from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, Rejection, nothing_but
 from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED, Connection
 from trionet.net.traits import compose
-from trionet.protocols.base import Protocol, only_closed
+from trionet.protocols.base import Protocol
 from trionet.protocols.channel import SlowConsumer, WebSocket
 from trionet.protocols.deflate import BURST, Deflated
 from trionet.protocols.forwarded import Forwarded, as_proxies, find_client
@@ -408,7 +408,7 @@ class WebSocketProtocol(Protocol):
         return connection.conclude(self._on_close, closed)
 
     def handler_failed(self, connection: WebSocket, error: Exception) -> None:
-        if connection.closed is not None and only_closed(error):
+        if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return  # it used a connection whose peer had left: that ends handlers every day
         self.handler_failures += 1
         log.error("%r: handler failed", connection, exc_info=error)
@@ -463,11 +463,8 @@ class WebSocketProtocol(Protocol):
             return connection.rare().deadline
         if state & PAUSED and not state & BUSY:
             connection.resume_reading()
-        if self.ping_interval:
-            due = self._keepalive(connection, tick)
-            expiry = min(due, expiry) if due and expiry else due or expiry
-        due = connection.receive_due(tick)
-        return min(due, expiry) if due and expiry else due or expiry
+        ping = self._keepalive(connection, tick) if self.ping_interval else 0
+        return min(filter(None, (expiry, ping, connection.receive_due(tick))), default=0)
 
     def _keepalive(self, ws: WebSocket, tick: int) -> int:
         engine = ws.engine
