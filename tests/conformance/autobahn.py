@@ -104,8 +104,8 @@ SECTIONS = {
     "13": "Its parameters",
 }
 
-# Both programs run inside the runner's own environment and write one JSON line a case.
-WSTEST_CHILD = r"""
+# The programs run inside the runner's own environment and write one JSON line a case.
+WSTEST = r"""
 import json, sys
 import autobahntestsuite
 from autobahntestsuite import fuzzing
@@ -121,9 +121,8 @@ def log(self, case):
     out.flush()
 fuzzing.FuzzingFactory.logCase = log
 fuzzing.FuzzingFactory.createReports = lambda *a, **k: None
-fuzzing.startClient(spec)
-reactor.run()
 """
+WSTEST_CHILD = f"{WSTEST}fuzzing.startClient(spec)\nreactor.run()\n"
 KOSOKU_CHILD = r"""
 import asyncio, json, os, sys
 import kosoku

@@ -27,22 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 import trionet  # noqa: E402 - the checkout's
 
-# Runs inside wstest's own environment and writes one JSON line a case.
-SERVER_CHILD = r"""
-import json, sys
-from autobahntestsuite import fuzzing
-from twisted.internet import reactor
-spec = json.load(open(sys.argv[1]))
-out = open(spec["results"], "a")
-for case in fuzzing.Cases:
-    if case.__name__.startswith(("Case12_", "Case13_")):
-        case.COUNT = min(case.COUNT, spec["count"])
-KEYS = ("id", "behavior", "behaviorClose", "duration", "remoteCloseCode", "result", "resultClose")
-def log(self, case):
-    out.write(json.dumps(dict((key, case[key]) for key in KEYS)) + "\n")
-    out.flush()
-fuzzing.FuzzingFactory.logCase = log
-fuzzing.FuzzingFactory.createReports = lambda *a, **k: None
+SERVER_CHILD = (
+    autobahn.WSTEST
+    + r"""
 def listen(factory, context):
     port = reactor.listenTCP(0, factory, interface="127.0.0.1").getHost().port
     factory.port = factory.externalPort = port
@@ -51,6 +38,7 @@ fuzzing.listenWS = listen
 fuzzing.startServer(spec, None)
 reactor.run()
 """
+)
 
 ANY = trionet.Deflate(
     server_no_context_takeover=False,

@@ -11,12 +11,12 @@ import socket
 
 import pytest
 import trio
+from http_peer import DATE, ask, connect, rest_of, until
 
 import trionet
 from trionet import ConfigurationError, Health, HttpProtocol, HttpRequest, Rejection, Response
 from trionet.net.connection import OPENING, Connection
 
-DATE = rb"Date: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\r\n"
 KEY = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = (
     f"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{KEY}\r\n\r\n".encode()
@@ -113,29 +113,6 @@ def get(target="/healthz", *lines, method="GET", version="1.1", body=b""):
     return "\r\n".join([f"{method} {target} HTTP/{version}", "Host: a", *lines, "", ""]).encode() + body
 
 
-async def connect(server):
-    """Connect to the only listener."""
-    return await trio.open_tcp_stream(*server.addresses[0][:2])
-
-
-async def ask(server, *pieces):
-    """Send pieces, each in its own segment, and return all that comes until the server closes."""
-    async with await connect(server) as stream:
-        with trio.fail_after(10):
-            for piece in pieces:
-                await stream.send_all(piece)
-                await trio.lowlevel.checkpoint()
-            return await rest_of(stream)
-
-
-async def rest_of(stream):
-    """Return all that comes until the peer closes."""
-    received = bytearray()
-    async for data in stream:
-        received += data
-    return bytes(received)
-
-
 async def read(stream, end=b"ok\n"):
     """Return what comes up to `end`."""
     received = bytearray()
@@ -145,13 +122,6 @@ async def read(stream, end=b"ok\n"):
             assert data, bytes(received)
             received += data
     return bytes(received)
-
-
-async def until(true):
-    """Wait for something that no event tells."""
-    with trio.fail_after(10):
-        while not true():  # noqa: ASYNC110
-            await trio.sleep(0.005)
 
 
 def undated(response):
