@@ -33,6 +33,7 @@ from trionet.net.stream import DetachedStream
 from trionet.net.tls_session import TlsStatistics
 from trionet.net.wheel import WheelStatistics
 from trionet.protocols.channel import WebSocket
+from trionet.wire.closing import CloseCode, check_sendable
 
 __all__ = ["Server", "ServerStatistics", "open_server", "serve"]
 
@@ -120,18 +121,36 @@ class Server:
             tls=engine.tls.statistics() if engine.tls is not None else None,
         )
 
-    async def drain(self, *, jitter: float | None = None, timeout: float = 10.0) -> bool:
-        """Stop accepting, close every connection with 1001 within `jitter` seconds, wait for them to end.
+    def stop_accepting(self) -> None:
+        """Accept no more, and close the listeners; the connections there are go on. A second call does nothing.
 
-        `jitter` None: a second for each thousand connections, half of `timeout` at most. Returns whether all ended
-        within `timeout`; those that did not are closed when the server's block is left.
+        Sockets that were handed in (`Endpoint.fd`) go on in whoever else has them open: another process may accept
+        from the same queue.
         """
-        mine = self.engine.pool.running is not None  # a handler drains: it does not wait for itself
-        self.engine.draining = True
         self.gate.close()
         for listener in self.listeners:
             listener.close()
+
+    async def drain(
+        self,
+        *,
+        jitter: float | None = None,
+        timeout: float = 10.0,
+        code: int = CloseCode.GOING_AWAY,
+        reason: str = "server is going away",
+    ) -> bool:
+        """Stop accepting, close every connection with `code` within `jitter` seconds, wait for them to end.
+
+        `jitter` None: a second for each thousand connections, half of `timeout` at most. `code`, `reason`: what
+        WebSockets are told; 1012, service restart, where another process has taken over. Returns whether all ended
+        within `timeout`; those that did not are closed when the server's block is left.
+        """
+        check_sendable(code, reason)
         engine = self.engine
+        mine = engine.pool.running is not None  # a handler drains: it does not wait for itself
+        engine.draining = True
+        engine.farewell = (code, reason)
+        self.stop_accepting()
         with trio.move_on_after(timeout) as scope:
             waiting: list[Connection | DetachedStream] = [*engine, *engine.streams]
             random.shuffle(waiting)
@@ -211,6 +230,7 @@ async def open_server(
         async with engine.open(), trio.open_nursery() as nursery:
             nursery.start_soon(gate.run)
             for listener in server.listeners:
+                listener.begin()
                 gate.open(listener)
             try:
                 yield server

@@ -49,6 +49,7 @@ class Engine:
         self.table: list[Any] = [None] * 64  # connections and listeners by descriptor
         self.running = False
         self.draining = False
+        self.farewell = (1001, "server is going away")  # said to WebSockets while draining
         self.connections = 0
         self.streams: dict[DetachedStream, None] = {}  # of them, those given away
         self.opening = 0  # of them, those in state OPENING

@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -24,7 +25,7 @@ except ImportError:  # pragma: no cover - Windows
 else:
     _NONBLOCKING = os.O_RDWR | os.O_NONBLOCK  # all the flags a fresh socket may have
 
-__all__ = ["Endpoint", "Listener", "open_listeners"]
+__all__ = ["Endpoint", "Listener", "bind", "bind_unix", "open_listeners"]
 
 #: accept(2): errors of the connection, not of the listener. Go on. (Linux reports pending network errors here.)
 PASSING = frozenset(
@@ -54,14 +55,14 @@ SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 class Endpoint:
     """Where a protocol is served: `host` and `port`, or a Unix socket's `path`, or an inherited descriptor `fd`.
 
-    `host` None is every interface, IPv4 and IPv6; `port` 0 any free port, the same for all addresses. `backlog`:
-    connections the kernel queues for us (it has a limit of its own, net.core.somaxconn). `reuse_port`: several
-    processes listen and the kernel spreads connections. `defer_accept`: seconds for which the kernel keeps a
-    connection to itself until it has sent something (Linux; not for protocols whose server speaks first).
-    `mode`: permissions of a Unix socket. `ssl_context`: connections speak TLS (`server_tls_context` makes one).
-    `tls_timeout`: seconds for the TLS handshake and the protocol's own together; None for the protocol's
-    `handshake_timeout`, or 10 if it has none; 0 for no limit. `proxy_protocol`: connections begin with a PROXY header
-    (`ProxyProtocol`), in the clear.
+    An `fd` that is bound and does not listen yet does so as soon as the server is ready. `host` None is every
+    interface, IPv4 and IPv6; `port` 0 any free port, the same for all addresses. `backlog`: connections the kernel
+    queues for us (it has a limit of its own, net.core.somaxconn). `reuse_port`: several processes listen and the
+    kernel spreads connections. `defer_accept`: seconds for which the kernel keeps a connection to itself until it
+    has sent something (Linux; not for protocols whose server speaks first). `mode`: permissions of a Unix socket.
+    `ssl_context`: connections speak TLS (`server_tls_context` makes one). `tls_timeout`: seconds for the TLS
+    handshake and the protocol's own together; None for the protocol's `handshake_timeout`, or 10 if it has none; 0
+    for no limit. `proxy_protocol`: connections begin with a PROXY header (`ProxyProtocol`), in the clear.
     """
 
     protocol: Any
@@ -122,6 +123,11 @@ class Listener:
             host = f"[{host}]"
         return f"{scheme}://{host}:{address[1]}/"
 
+    def begin(self) -> None:
+        """Let the kernel queue connections, if nobody did before: a socket handed in may be bound and no more."""
+        if not _listens(self.sock):
+            self.sock.listen(self.endpoint.backlog)
+
     def accept(self) -> int:
         """A connected, non-blocking descriptor. Raises `BlockingIOError` when none waits, or another `OSError`."""
         if self._accept is not None and sys.platform != "win32":
@@ -151,6 +157,25 @@ class Listener:
                 pass
 
 
+def _listens(sock: socket.socket) -> bool:
+    """Whether it does, or the platform cannot tell."""
+    if not hasattr(socket, "SO_ACCEPTCONN"):  # pragma: no cover
+        return True
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    """Whether it is a stream socket with an address of its own and without a peer: `Listener.begin` makes it listen."""
+    if sock.type != socket.SOCK_STREAM:
+        return False
+    try:
+        sock.getpeername()
+    except OSError:
+        name = sock.getsockname()
+        return bool(name[1] if isinstance(name, tuple) else name)
+    return False
+
+
 def _set_nodelay(sock: socket.socket) -> None:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,16 +186,28 @@ async def open_listeners(endpoint: Endpoint) -> list[Listener]:
     if endpoint.fd is not None:
         return [Listener(endpoint, _adopt(endpoint.fd))]
     if endpoint.path is not None:
-        return [Listener(endpoint, _listen_unix(endpoint))]
+        sock = bind_unix(endpoint)
+        try:
+            sock.listen(endpoint.backlog)
+        except BaseException:
+            sock.close()
+            raise
+        return [Listener(endpoint, sock)]
     found = await trio.socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    listeners: list[Listener] = []
+    return [Listener(endpoint, sock) for sock in bind(endpoint, found)]
+
+
+def bind(endpoint: Endpoint, found: Iterable[Any], *, listen: bool = True) -> list[socket.socket]:
+    """Open a socket for each address of `found` (what getaddrinfo(3) said), all on the same port."""
+    socks: list[socket.socket] = []
     port = endpoint.port
+    found = list(found)
     try:
         for family, kind, proto, _, address in found:
             try:
-                sock = _listen(family, kind, proto, endpoint, (address[0], port, *address[2:]))
+                sock = _open(family, kind, proto, endpoint, (address[0], port, *address[2:]), listen)
             except OSError as error:
                 # A host may name an address family that this machine has not got.
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
@@ -179,22 +216,24 @@ async def open_listeners(endpoint: Endpoint) -> list[Listener]:
                     error.errno, f"cannot listen on {address[0]} port {port}: {error.strerror}"
                 ) from error
             port = sock.getsockname()[1]
-            listeners.append(Listener(endpoint, sock))
+            socks.append(sock)
     except BaseException:
-        for listener in listeners:
-            listener.close()
+        for sock in socks:
+            sock.close()
         raise
-    if not listeners:
+    if not socks:
         raise OSError(errno.EADDRNOTAVAIL, f"no address of {endpoint.host!r} can be listened on")
-    return listeners
+    return socks
 
 
-def _listen(
-    family: int, kind: int, proto: int, endpoint: Endpoint, address: tuple[Any, ...]
+def _open(
+    family: int, kind: int, proto: int, endpoint: Endpoint, address: tuple[Any, ...], listen: bool
 ) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         _bind(sock, endpoint, address)
+        if listen:
+            sock.listen(endpoint.backlog)
     except BaseException:
         sock.close()
         raise
@@ -216,10 +255,10 @@ def _bind(sock: socket.socket, endpoint: Endpoint, address: tuple[Any, ...]) -> 
     if endpoint.defer_accept and hasattr(socket, "TCP_DEFER_ACCEPT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, endpoint.defer_accept)
     sock.bind(address)
-    sock.listen(endpoint.backlog)
 
 
-def _listen_unix(endpoint: Endpoint) -> socket.socket:
+def bind_unix(endpoint: Endpoint) -> socket.socket:
+    """Open the Unix socket of an endpoint; it does not listen yet."""
     path = endpoint.path
     assert path is not None
     if not hasattr(socket, "AF_UNIX"):
@@ -231,7 +270,6 @@ def _listen_unix(endpoint: Endpoint) -> socket.socket:
         sock.bind(path)
         if endpoint.mode is not None:
             os.chmod(path, endpoint.mode)
-        sock.listen(endpoint.backlog)
     except BaseException:
         sock.close()
         raise
@@ -263,7 +301,7 @@ def _adopt(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         raise ConfigurationError(f"descriptor {fd} is not a socket: {error.strerror}") from error
-    if hasattr(socket, "SO_ACCEPTCONN") and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if not _listens(sock) and not _is_bound(sock):
         sock.detach()
         raise ConfigurationError(f"descriptor {fd} is a socket, but does not listen")
     sock.setblocking(False)

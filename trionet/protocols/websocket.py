@@ -446,7 +446,7 @@ class WebSocketProtocol(Protocol):
                     ),
                 )
         else:
-            connection._say_goodbye(CloseCode.GOING_AWAY, "server is going away")
+            connection._say_goodbye(*connection.engine.farewell)
 
     def next_deadline(self, connection: WebSocket) -> int:
         engine = connection.engine

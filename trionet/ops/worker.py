@@ -1,0 +1,386 @@
+"""One process that serves an application: alone, or as a worker of a supervisor.
+
+With its supervisor a worker speaks over a socket pair, a JSON object a line. It is told ``retire`` (accept no more),
+``drain`` and ``dump``; it says ``ready`` and, now and then, ``alive``. The end of that line is the supervisor's
+end: the worker drains and ends as well. With the admin process it speaks over a `Link`.
+
+=========  =====================================================================
+SIGTERM    drain, within `grace` seconds; again: stop now
+SIGINT     the same when alone; workers leave it to their supervisor
+SIGUSR1    write the state to the log
+SIGHUP     ignored: a new version is loaded by new processes (see `supervisor`)
+=========  =====================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import attrs
+import trio
+
+from trionet.errors import ConfigurationError
+from trionet.net.listener import Endpoint
+from trionet.net.tls import server_tls_context
+from trionet.ops import admin, systemd
+from trionet.ops.application import Application, load
+from trionet.ops.collector import collector_policy
+from trionet.ops.control import Agent, ControlError, Link, Local
+from trionet.ops.dump import state_dump
+from trionet.ops.limits import raise_descriptor_limit
+from trionet.ops.settings import ServeSettings
+from trionet.ops.sockets import open_admin, open_sockets, remove_admin
+from trionet.protocols.proxied import ProxyProtocol
+from trionet.server import Server, open_server
+from trionet.wire.closing import CloseCode
+
+__all__ = ["Place", "run_alone", "run_worker"]
+
+log = logging.getLogger("trionet.ops")
+
+_RECONNECT = 1.0  # seconds between attempts to reach the admin process
+_REPORT = 5.0  # seconds between reports to it
+_SETTLE = 2.0  # seconds a retired worker's handshakes get before it drains
+_MESSAGE = 65536
+
+
+@attrs.frozen
+class Place:
+    """Where a worker stands: its number, counted from 1, and what its supervisor gave it.
+
+    `life`: the socket pair's end. `control`: the path of the admin process's Unix socket; None if there is none.
+    """
+
+    number: int = 1
+    generation: int = 1
+    life: socket.socket | None = None
+    control: str | None = None
+
+
+@attrs.define
+class _End:
+    """How it is to end, once `told` is set."""
+
+    told: trio.Event = attrs.field(factory=trio.Event)
+    now: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    code: int = CloseCode.GOING_AWAY
+    reason: str = "server is going away"
+
+    def ask(self, **how: Any) -> None:
+        """Drain. Asked again: no more patience, unless a supervisor repeats itself in other words."""
+        for name, value in how.items():
+            setattr(self, name, value)
+        self.told.set()
+
+
+# ------------------------------------------------------------------ alone
+
+
+def run_alone(settings: ServeSettings, announce: Callable[[Server, Any], object] | None = None) -> int:
+    """Serve in this process until SIGTERM or SIGINT; returns the exit code: 0, or 1 after an error of the server.
+
+    `announce` is called with the server, and the admin server or None, once connections are accepted. Raises
+    `ConfigurationError` and `OSError` (an address that cannot be had) before anything is served.
+    """
+    inherited = systemd.inherited_sockets()
+    own = [fd for name, fd in inherited if name != "admin"]
+    socks = open_sockets(settings, own)
+    given = [fd for name, fd in inherited if name == "admin"]
+    admin_socks = open_admin(settings.admin) if settings.admin and not given else []
+    admin_fds = given or [sock.detach() for sock in admin_socks]
+    try:
+        application = load(settings.app)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise_descriptor_limit()
+        with collector_policy():
+            _run(settings, application, Place(), socks.of[1], admin_fds, announce)
+    finally:
+        socks.close()
+        remove_admin(settings.admin)
+    return 0
+
+
+# --------------------------------------------------------------- as a worker
+
+
+def run_worker(settings: ServeSettings, place: Place, socks: Sequence[socket.socket]) -> int:
+    """Serve as a worker until told to end; returns the exit code: 2 for a `ConfigurationError`, 1 for other errors."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        application = load(settings.app)
+        raise_descriptor_limit()
+        with collector_policy():
+            _run(settings, application, place, socks, (), None)
+    except (ConfigurationError, OSError) as error:
+        log.error("%s", error)  # noqa: TRY400 - the text says it all
+        return 2 if isinstance(error, ConfigurationError) else 1
+    except Exception:
+        log.exception("worker %d failed", place.number)
+        return 1
+    return 0
+
+
+# ------------------------------------------------------------------- in both
+
+
+def _run(
+    settings: ServeSettings,
+    application: Application,
+    place: Place,
+    socks: Sequence[socket.socket],
+    *rest: Any,
+) -> None:
+    """Run it, and raise an error as it is, without the groups of nurseries around it."""
+    fds = [sock.detach() for sock in socks]
+    try:
+        trio.run(_serve, settings, application, place, fds, *rest)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+async def _serve(
+    settings: ServeSettings,
+    application: Application,
+    place: Place,
+    fds: Sequence[int],
+    admin_fds: Sequence[int],
+    announce: Callable[[Server, Any], object] | None,
+) -> None:
+    end = _End()
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        server = await stack.enter_async_context(_open(settings, application, fds))
+        agent = _agent(settings, application, place, server)
+        watch = _stall_watch(settings, server)
+        if watch is not None:
+            stack.enter_context(watch)
+            agent.stalls = watch
+        signals = trio.open_signal_receiver(*_signals(place))
+        nursery.start_soon(_heed_signals, stack.enter_context(signals), end, agent)
+        desk = None
+        if admin_fds:
+            condition = admin.Condition()
+            desk = await stack.enter_async_context(
+                admin.open_admin(Local(agent), condition, admin_fds, debug=settings.debug)
+            )
+        if place.life is not None:
+            life = trio.socket.from_stdlib_socket(place.life)
+            await _say(life, "ready", urls=[listener.url for listener in server.listeners])
+            nursery.start_soon(_live, life, settings, server, end, agent)
+        else:
+            systemd.notify("READY=1", f"STATUS=serving {settings.app}")
+            nursery.start_soon(_watchdog)
+        report = None
+        if place.control is not None:
+            report = _Report(agent, place.control)
+            nursery.start_soon(report.keep)
+        if announce is not None:
+            announce(server, desk)
+        with end.now:
+            await end.told.wait()
+            await _leave(settings, server, end, place)
+        if report is not None:
+            await report.last()
+
+
+async def _leave(settings: ServeSettings, server: Server, end: _End, place: Place) -> None:
+    if place.life is None:
+        systemd.notify("STOPPING=1", "STATUS=draining")
+    server.stop_accepting()
+    with trio.move_on_after(_SETTLE):
+        while server.engine.opening:  # noqa: ASYNC110 - an event would cost every connection a look
+            await trio.sleep(0.05)
+    log.info("draining %d connections", server.engine.connections)
+    done = await server.drain(
+        jitter=settings.drain_window, timeout=settings.grace, code=end.code, reason=end.reason
+    )
+    if not done:
+        log.warning("%d connections did not end in time", server.engine.connections)
+
+
+@asynccontextmanager
+async def _open(
+    settings: ServeSettings, application: Application, fds: Sequence[int]
+) -> AsyncIterator[Server]:
+    context = None
+    if settings.tls_cert is not None:
+        context = server_tls_context(settings.tls_cert, settings.tls_key, password=settings.tls_key_password)
+    header = ProxyProtocol(settings.proxy_protocol) if settings.proxy_protocol else None
+    endpoints = [
+        Endpoint(
+            protocol=application.protocol,
+            fd=fd,
+            backlog=settings.backlog,
+            ssl_context=context,
+            proxy_protocol=header,
+        )
+        for fd in fds
+    ]
+    async with open_server(
+        endpoints,
+        lifespan=application.lifespan,
+        pool_size=settings.pool_size,
+        max_connections=settings.max_connections,
+        max_opening=settings.max_opening,
+        max_detached=settings.max_detached,
+    ) as server:
+        yield server
+
+
+def _agent(settings: ServeSettings, application: Application, place: Place, server: Server) -> Agent:
+    try:
+        from trionet.ops import metrics
+    except ImportError:
+        metrics = None
+    agent = Agent(server, place.number, place.generation)
+    agent.families = application.families
+    admin.install(agent)
+    if metrics:
+        metrics.install(agent)
+    if settings.debug:
+        from trionet.ops import debug
+
+        debug.install(agent)
+    return agent
+
+
+def _stall_watch(settings: ServeSettings, server: Server) -> Any:
+    if settings.stall_threshold is None:
+        return None
+    try:
+        from trionet.ops.stalls import StallWatch
+    except ImportError:
+        return None
+
+    return StallWatch(server, threshold=settings.stall_threshold)
+
+
+def _signals(place: Place) -> list[signal.Signals]:
+    signals = [signal.SIGTERM, signal.SIGUSR1]
+    return signals if place.life is not None else [*signals, signal.SIGINT]
+
+
+async def _heed_signals(signals: AsyncIterator[int], end: _End, agent: Agent) -> None:
+    async for number in signals:
+        if number == signal.SIGUSR1:
+            await _dump(agent)
+        elif end.told.is_set():
+            log.warning("second %s: stopping now", signal.Signals(number).name)
+            end.now.cancel()
+        else:
+            log.info("%s", signal.Signals(number).name)
+            end.ask()
+
+
+async def _dump(agent: Agent) -> None:
+    try:
+        log.info("state of worker %d (pid %d)\n%s", agent.number, os.getpid(), await state_dump(agent.server))
+    except Exception:
+        log.exception("the state could not be written")
+
+
+async def _watchdog() -> None:
+    """Alone under systemd: say that the loop turns, as often as it wants to hear it."""
+    interval = systemd.watchdog_interval()
+    while interval is not None:
+        systemd.notify("WATCHDOG=1")
+        await trio.sleep(interval)
+
+
+# ------------------------------------------------------------ the supervisor
+
+
+async def _say(life: Any, what: str, **more: Any) -> None:
+    with suppress(OSError):  # the reader of the line sees its end
+        await life.send(json.dumps({"say": what, **more}).encode() + b"\n")
+
+
+async def _live(life: Any, settings: ServeSettings, server: Server, end: _End, agent: Agent) -> None:
+    async with trio.open_nursery() as nursery:
+        if settings.worker_timeout is not None:
+            nursery.start_soon(_beat, life, settings.worker_timeout / 4)
+        buffer = b""
+        while True:
+            try:
+                data = await life.recv(_MESSAGE)
+            except OSError:
+                data = b""
+            if not data:
+                log.warning("the supervisor has gone")
+                end.ask()
+                break
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                order = json.loads(line)
+                if order["do"] == "retire":
+                    server.stop_accepting()
+                elif order["do"] == "drain":
+                    end.ask(code=order["code"], reason=order["reason"])
+                elif order["do"] == "dump":
+                    await _dump(agent)
+        nursery.cancel_scope.cancel()
+
+
+async def _beat(life: Any, interval: float) -> None:
+    while True:
+        await trio.sleep(interval)
+        await _say(life, "alive")
+
+
+# --------------------------------------------------------- the admin process
+
+
+class _Report:
+    """The link to the admin process: made anew when that one is; numbers are sent now and then, and at the end."""
+
+    def __init__(self, agent: Agent, path: str) -> None:
+        self.agent = agent
+        self.path = path
+        self.link: Link | None = None
+
+    async def keep(self) -> None:
+        """Stay connected."""
+        while True:
+            with suppress(OSError, ControlError):
+                stream = await trio.open_unix_socket(self.path)
+                self.link = Link(stream, self.agent.run)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._run, nursery.cancel_scope)
+                    agent = self.agent
+                    await self.link.tell(
+                        "here", pid=os.getpid(), number=agent.number, generation=agent.generation
+                    )
+                    agent.tell = self.link.tell
+                    while True:
+                        await trio.sleep(_REPORT)
+                        await self.report()
+            self.agent.tell = self.link = None
+            await trio.sleep(_RECONNECT)
+
+    async def _run(self, scope: trio.CancelScope) -> None:
+        assert self.link is not None
+        await self.link.run()
+        scope.cancel()
+
+    async def report(self) -> None:
+        """Send the numbers, so that they outlive this process."""
+        if self.link is not None:
+            if "metrics" in self.agent.commands:
+                await self.link.tell("metrics", snapshot=await self.agent.run("metrics", {}))
+
+    async def last(self) -> None:
+        """The final numbers."""
+        with suppress(ControlError), trio.move_on_after(1.0):
+            await self.report()
