@@ -17,9 +17,11 @@ from __future__ import annotations
 import errno
 import faulthandler
 import gc
+import importlib
 import json
 import logging
 import os
+import select
 import selectors
 import shutil
 import signal
@@ -34,13 +36,14 @@ from typing import Any, Final
 import attrs
 
 from trionet.errors import TrionetError
-from trionet.ops import systemd
+from trionet.ops import logs, systemd
 from trionet.ops.changes import changed_sources
 from trionet.ops.desk import run_desk
 from trionet.ops.settings import ServeSettings
 from trionet.ops.slots import Act, Rules, Slots
 from trionet.ops.sockets import Sockets, open_admin, open_sockets, remove_admin
 from trionet.ops.worker import Place, run_worker
+from trionet.protocols.websocket import WebSocketHandler, WebSocketProtocol
 
 __all__ = ["Supervisor", "run"]
 
@@ -155,7 +158,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Start the workers and keep them until told to end; returns the exit code."""
+        logs.set_process("supervisor")
         self._take_signals()
+        _preload(self.settings)
         gc.collect()
         gc.freeze()  # what children share is not to be touched by their collectors
         log.info("supervisor %d starts %d workers", os.getpid(), self.settings.workers)
@@ -423,6 +428,7 @@ class Supervisor:
         for sock in {id(sock): sock for socks in self.sockets.of.values() for sock in socks}.values():
             sock.close()
         assert self._control is not None
+        logs.set_process("admin")
         return run_desk(self.settings, theirs, self._control, self._admin)
 
     def _table(self) -> list[dict[str, Any]]:
@@ -466,6 +472,18 @@ class Supervisor:
         remove_admin(self.settings.admin)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _preload(settings: ServeSettings) -> None:
+    """Import what workers would import one by one: memory of the supervisor is shared, theirs is not."""
+    names = ["encodings.idna", "resource", "trionet.ops.metrics", "trionet.ops.stalls"]
+    names += ["trionet.net._epoll"] if hasattr(select, "epoll") else []
+    names += ["trionet.ops.debug"] if settings.debug else []
+    names += ["h11"] if settings.admin else []
+    for name in names:
+        try: importlib.import_module(name)
+        except ImportError: pass
+    WebSocketProtocol(WebSocketHandler())  # compiles the usual regular expressions, which `re` keeps
 
 
 def _fork_quietly() -> int:

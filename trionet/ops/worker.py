@@ -29,7 +29,7 @@ import trio
 from trionet.errors import ConfigurationError
 from trionet.net.listener import Endpoint
 from trionet.net.tls import server_tls_context
-from trionet.ops import admin, systemd
+from trionet.ops import admin, logs, systemd
 from trionet.ops.application import Application, load
 from trionet.ops.collector import collector_policy
 from trionet.ops.control import Agent, ControlError, Link, Local
@@ -112,6 +112,7 @@ def run_alone(settings: ServeSettings, announce: Callable[[Server, Any], object]
 
 def run_worker(settings: ServeSettings, place: Place, socks: Sequence[socket.socket]) -> int:
     """Serve as a worker until told to end; returns the exit code: 2 for a `ConfigurationError`, 1 for other errors."""
+    logs.set_process(place.number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -273,13 +274,15 @@ def _signals(place: Place) -> list[signal.Signals]:
 
 
 async def _heed_signals(signals: AsyncIterator[int], end: _End, agent: Agent) -> None:
+    told = False  # by a signal. One that also went to the supervisor, which has passed it on, is no second one
     async for number in signals:
         if number == signal.SIGUSR1:
             await _dump(agent)
-        elif end.told.is_set():
+        elif told:
             log.warning("second %s: stopping now", signal.Signals(number).name)
             end.now.cancel()
         else:
+            told = True
             log.info("%s", signal.Signals(number).name)
             end.ask()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from trionet import WebSocket, WebSocketHandler, WebSocketProtocol
 
 
@@ -12,4 +14,4 @@ class Echo(WebSocketHandler):
         await ws.send(message)
 
 
-app = WebSocketProtocol(Echo(), origins="*", ping_interval=300)
+app = WebSocketProtocol(Echo(), origins="*", ping_interval=float(os.environ.get("BENCH_PING", "300")))
