@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 
 from trionet.net.listener import Endpoint
+from trionet.ops import metrics
 from trionet.ops.control import Agent, Asking, ControlError
 from trionet.protocols.http import HttpProtocol
 from trionet.protocols.responders import HttpRequest, Responder, Response
@@ -47,16 +48,10 @@ def summary(server: Server) -> dict[str, Any]:
         "opening": engine.opening,
         "opened": engine.opened,
         "draining": server.draining,
-        "overloaded": overload(server),
+        "overloaded": server.overloaded,
         "lag": engine.lag,
         "max_connections": server.gate.max_connections,
     }
-
-
-def overload(server: Server) -> str | None:
-    """Why the server takes nobody in now; None if it does."""
-    reason: str | None = getattr(server, "overloaded", None) or server.gate.full()
-    return reason
 
 
 def install(agent: Agent) -> None:
@@ -119,13 +114,7 @@ async def open_admin(
     more: Sequence[Callable[[Asking], Any]] = (),
 ) -> AsyncIterator[Server]:
     """Serve the admin pages on bound sockets for the length of the block."""
-    pages = routes(asking, condition)
-    try:
-        from trionet.ops import metrics
-
-        pages |= metrics.routes(asking)
-    except ImportError:
-        pass
+    pages = routes(asking, condition) | metrics.routes(asking)
     if debug:
         from trionet.ops import debug as inside
 

@@ -157,6 +157,15 @@ class ServeSettings:
         "overload",
         validator=_names("wait", "reset", "answer"),
     )
+    retry_after: float = _setting(
+        5.0, "seconds after which those who get a 503 are told to come back", "overload", validator=_POSITIVE
+    )
+    overload_exempt: tuple[str, ...] = _setting(
+        (),
+        "networks (of proxies) that max_connections_per_address leaves alone",
+        "overload",
+        converter=tuple,
+    )
 
     admin: str | None = _setting(
         None, "host:port or unix:/path where /metrics, /healthz and /readyz are served", "operation"

@@ -267,6 +267,8 @@ class Supervisor:
         ignored = [name for name, value in fixed.items() if getattr(fresh, name) != value]
         if ignored:
             log.warning("changed, but only a new start changes it: %s", ", ".join(ignored))
+        if (fresh.log_format, fresh.log_level) != (self.settings.log_format, self.settings.log_level):
+            logs.configure(fresh.log_format, fresh.log_level)
         self.settings = attrs.evolve(fresh, **fixed)
         self.slots.rules = attrs.evolve(
             self.slots.rules,
@@ -481,8 +483,7 @@ def _preload(settings: ServeSettings) -> None:
     names += ["trionet.ops.debug"] if settings.debug else []
     names += ["h11"] if settings.admin else []
     for name in names:
-        try: importlib.import_module(name)
-        except ImportError: pass
+        importlib.import_module(name)
     WebSocketProtocol(WebSocketHandler())  # compiles the usual regular expressions, which `re` keeps
 
 

@@ -27,9 +27,10 @@ import attrs
 import trio
 
 from trionet.errors import ConfigurationError
+from trionet.net.admission import from_limits
 from trionet.net.listener import Endpoint
 from trionet.net.tls import server_tls_context
-from trionet.ops import admin, logs, systemd
+from trionet.ops import admin, logs, metrics, systemd
 from trionet.ops.application import Application, load
 from trionet.ops.collector import collector_policy
 from trionet.ops.control import Agent, ControlError, Link, Local
@@ -236,20 +237,25 @@ async def _open(
         max_connections=settings.max_connections,
         max_opening=settings.max_opening,
         max_detached=settings.max_detached,
+        admission=from_limits(
+            max_connections_per_address=settings.max_connections_per_address,
+            max_handshakes_per_second=settings.max_handshakes_per_second,
+            max_loop_lag=settings.max_loop_lag,
+            max_pool_wait=settings.max_pool_wait,
+            max_memory=settings.max_memory,
+            overload_action=settings.overload_action,
+            retry_after=settings.retry_after,
+            exempt=settings.overload_exempt,
+        ),
     ) as server:
         yield server
 
 
 def _agent(settings: ServeSettings, application: Application, place: Place, server: Server) -> Agent:
-    try:
-        from trionet.ops import metrics
-    except ImportError:
-        metrics = None
     agent = Agent(server, place.number, place.generation)
     agent.families = application.families
     admin.install(agent)
-    if metrics:
-        metrics.install(agent)
+    metrics.install(agent)
     if settings.debug:
         from trionet.ops import debug
 
@@ -260,10 +266,7 @@ def _agent(settings: ServeSettings, application: Application, place: Place, serv
 def _stall_watch(settings: ServeSettings, server: Server) -> Any:
     if settings.stall_threshold is None:
         return None
-    try:
-        from trionet.ops.stalls import StallWatch
-    except ImportError:
-        return None
+    from trionet.ops.stalls import StallWatch  # a thread is started: only where it is wanted
 
     return StallWatch(server, threshold=settings.stall_threshold)
 
@@ -274,7 +277,9 @@ def _signals(place: Place) -> list[signal.Signals]:
 
 
 async def _heed_signals(signals: AsyncIterator[int], end: _End, agent: Agent) -> None:
-    told = False  # by a signal. One that also went to the supervisor, which has passed it on, is no second one
+    told = (
+        False  # by a signal. One that also went to the supervisor, which has passed it on, is no second one
+    )
     async for number in signals:
         if number == signal.SIGUSR1:
             await _dump(agent)
@@ -380,8 +385,7 @@ class _Report:
     async def report(self) -> None:
         """Send the numbers, so that they outlive this process."""
         if self.link is not None:
-            if "metrics" in self.agent.commands:
-                await self.link.tell("metrics", snapshot=await self.agent.run("metrics", {}))
+            await self.link.tell("metrics", snapshot=await self.agent.run("metrics", {}))
 
     async def last(self) -> None:
         """The final numbers."""
