@@ -114,7 +114,7 @@ def minimums(session: nox.Session) -> None:
     """Run the test suite with the lowest supported version of each dependency."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    pins = lowest(project["dependencies"] + extras["trio-websocket"] + extras["isal"])
+    pins = lowest(project["dependencies"] + extras["trio-websocket"] + extras["isal"] + extras["cli"])
     install(session, "test", pins=pins)
     session.run("pytest", *PARALLEL, "-m", "not browser", *session.posargs)
     # The tests talk to a current websockets; of the lowest one only the C mask is ours to check.

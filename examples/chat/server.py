@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 import trionet
+from trionet.ops.application import Application
 
 from .room import House, Person, Refusal
 
@@ -228,6 +229,12 @@ def protocol(chat: Chat) -> trionet.WebSocketProtocol:
         slow_consumer=trionet.SlowConsumer.CLOSE,
         high_water=QUEUE,
     )
+
+
+def app() -> Application:
+    """What ``trionet serve examples.chat`` serves: a chat of its own for each process."""
+    chat = Chat()
+    return Application(protocol(chat), lifespan=chat.lifespan)
 
 
 def main(arguments: list[str] | None = None) -> None:
