@@ -397,7 +397,7 @@ def enter_namespace() -> None:
         return
     os.environ[IN_NAMESPACE] = "1"
     os.execvp(
-        "bash", ["bash", str(HERE / "ns.sh"), sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+        "bash", ["bash", str(HERE / "ns.sh"), sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
     )
 
 
