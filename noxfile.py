@@ -181,6 +181,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def million(session: nox.Session) -> None:
+    """Hold a million connections on this machine and measure them; `-- --connections N` for any other number."""
+    install(session, extras="[cli,speed]")
+    session.run("python", "tests/bench/million.py", *session.posargs)
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Run the property tests with very many more examples."""
     install(session, "test")
