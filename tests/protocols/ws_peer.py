@@ -23,6 +23,7 @@ KEY = b"\x37\xfa\x21\x3d"
 GENEROUS = 20.0
 
 _SERVER_OPTIONS = {
+    "admission",
     "ssl_context",
     "lifespan",
     "pool_size",

@@ -99,6 +99,7 @@ class Listener:
             self.protocol = endpoint.proxy_protocol.expect(self.protocol, self.protocol.connection_class)
         # `socket.accept` builds a socket object and an address that nobody needs; its lower half does not.
         self._accept = getattr(sock, "_accept", None)
+        self.peer: Any = None  # the address of the last one accepted: the system call tells it anyway
         self._inherits = sys.platform == "linux"  # TCP_NODELAY of the listener holds for what it accepts
 
     def fileno(self) -> int:
@@ -131,7 +132,8 @@ class Listener:
     def accept(self) -> int:
         """A connected, non-blocking descriptor. Raises `BlockingIOError` when none waits, or another `OSError`."""
         if self._accept is not None and sys.platform != "win32":
-            fd: int = self._accept()[0]
+            fd: int
+            fd, self.peer = self._accept()
             if _NONBLOCKING is not None:
                 fcntl.fcntl(fd, fcntl.F_SETFL, _NONBLOCKING)  # half the calls of os.set_blocking
             else:  # pragma: no cover
@@ -140,7 +142,7 @@ class Listener:
                 with system.borrowed_socket(fd) as sock:
                     _set_nodelay(sock)
             return fd
-        sock, _ = self.sock.accept()  # pragma: no cover
+        sock, self.peer = self.sock.accept()  # pragma: no cover
         sock.setblocking(False)  # pragma: no cover
         return system.adopt(sock)  # pragma: no cover
 

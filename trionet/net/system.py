@@ -18,6 +18,7 @@ __all__ = [
     "close",
     "ignore_sigpipe",
     "read",
+    "reset",
     "shutdown_read",
     "shutdown_write",
     "surrender",
@@ -123,6 +124,20 @@ def _shutdown(fd: int, how: int) -> None:
     finally:
         if sys.platform != "win32":  # pragma: no branch
             sock.detach()
+
+
+def reset(fd: int) -> None:
+    """Close with a TCP reset: nothing stays in the kernel, neither a queue nor TIME_WAIT (SO_LINGER 0, socket(7))."""
+    if sys.platform == "win32":  # pragma: no cover
+        sock: _socket.socket = _sockets.pop(fd)
+    else:
+        sock = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)  # as in `_shutdown`
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    except OSError:
+        pass
+    finally:
+        sock.close()
 
 
 def ignore_sigpipe() -> None:

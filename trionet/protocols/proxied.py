@@ -9,7 +9,6 @@ bounds the wait. Endpoints that expect no header pay nothing.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError
 from trionet.net import system
 from trionet.net.connection import GONE, OPENING, Connection, ProtocolInterface, broken
+from trionet.net.doorkeeper import seated
 from trionet.net.stream import DetachedStream
 from trionet.net.traits import NO_SLOTS, compose
 from trionet.protocols.base import Protocol
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from trionet.net.engine import Engine
 
 __all__ = ["Proxied", "ProxyProtocol", "far_end"]
-
-log = logging.getLogger("trionet")
 
 
 class ProxyProtocol:
@@ -151,19 +149,35 @@ class _Greeting(Connection):
         if engine.draining:  # it is on no list of those to be told
             self.abort(ConnectionClosed(1001, "server is going away", "us"))
             return
+        seat, refused, doorkeeper = None, None, engine.doorkeeper
+        if doorkeeper is not None and doorkeeper.seating:
+            told = parse_proxy_header(header, 65551) if header else None
+            source = told.source if told is not None else None
+            seat, refused = doorkeeper.enter(self.peer if source is None else source)
         self.fd = -1
         self._state = GONE
         self._due = 0
         engine.forget(fd)
         engine.opening -= 1
         engine.opened -= 1
+        if refused is not None:
+            doorkeeper.turn_away(fd, usher.served, refused)
+            return
+        connection_class: Any = usher.connection_class_served
+        if seat is not None:
+            connection_class = seated(connection_class, seat)
 
         def make(engine: Engine, fd: int, protocol: ProtocolInterface) -> Connection:
-            connection = usher.connection_class_served(engine, fd, protocol)
+            connection: Connection = connection_class(engine, fd, protocol)
             cast("Any", connection)._proxy_header = header
             return connection
 
-        engine.add(fd, usher.served, cast("Any", make))
+        try:
+            engine.add(fd, usher.served, cast("Any", make))
+        except OSError:
+            if seat is not None:
+                doorkeeper.left(seat)
+            raise
 
 
 class _Usher(Protocol):
@@ -177,10 +191,23 @@ class _Usher(Protocol):
         self.served = served
         self.connection_class_served = compose(connection_class, Proxied)
         self.scheme = getattr(served, "scheme", "tcp")
+        self.counts = served.counts
+
+    seats_later = True  # the gate asks no policy about the proxy's address: `hand_over` asks, about the client's
 
     def full(self) -> bool:
         """Whether the protocol that comes next has no room for more."""
         return bool(self.served.full())
+
+    def preamble(self, data: bytes) -> int | None:
+        """How long the header at the beginning of `data` is; None while it is not whole. Raises `ProtocolError`."""
+        try:
+            header = parse_proxy_header(data, self.settings.max_size)
+        except ProtocolError:
+            if self.settings.direct:
+                return 0
+            raise
+        return header.size if header is not None else None
 
     def connection_made(self, connection: _Greeting) -> None:
         settings, engine = self.settings, connection.engine
@@ -195,9 +222,8 @@ class _Usher(Protocol):
             self.refuse(connection, "untrusted", "a peer that is not trusted")
 
     def refuse(self, connection: _Greeting, reason: str, words: str) -> None:
-        """Count, log, close: without an answer, for who knows what the peer speaks."""
+        """Count and close: without an answer, for who knows what the peer speaks."""
         self.settings.refused[reason] += 1
-        log.debug("%r from %s: closed, %s", connection, far_end(connection), words)
         connection.abort(ConnectionClosed(1006, words, "us"))
 
     def deadline_reached(self, connection: _Greeting) -> int:
