@@ -24,6 +24,7 @@ __all__ = [
     "TrionetError",
     "UpgradeRefused",
     "nothing_but",
+    "printable",
 ]
 
 
@@ -100,9 +101,9 @@ class UpgradeRefused(TrionetError):
         return ", ".join(values) if values else None
 
     def __str__(self) -> str:
-        text = f"the {self.by} {self.where} answered {self.status} {self.reason}".rstrip()
+        text = f"the {self.by} {self.where} answered {self.status} {printable(self.reason)}".rstrip()
         if location := self.header("location"):
-            text += f" to {location[:200]} (redirects are followed if the option `redirects` says how many)"
+            text += f" to {printable(location[:200])} (redirects are followed if the option `redirects` says how many)"
         elif self.body:
             first = self.body.decode(errors="replace").strip().partition("\n")[0][:120]
             text += f": {first}" if first.isprintable() else ""
@@ -123,12 +124,17 @@ class ConnectionClosed(TrionetError):
         self.by = by
 
     def __str__(self) -> str:
-        return f"closed by {self.by}: {self.code}" + (f" {self.reason}" if self.reason else "")
+        return f"closed by {self.by}: {self.code}" + (f" {printable(self.reason)}" if self.reason else "")
 
     @property
     def clean(self) -> bool:
         """Whether a closing handshake ended it the ordinary way: with 1000, 1001 or no code (1005)."""
         return self.code in (1000, 1001, 1005)
+
+
+def printable(text: str) -> str:
+    """The same without what would act on a terminal or forge a line of a log: escaped as Python writes it."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def nothing_but(kind: type[BaseException], error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from trionet.errors import ConfigurationError
+from trionet.net.describe import address_text
 from trionet.net.engine import Engine
 from trionet.net.pool import TaskPool, split_error
 from trionet.net.stream import DetachedStream
@@ -96,12 +97,19 @@ class ConnectionTasks:
         try:
             await function(stream, *args)
             await stream.aclose()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the bulkhead
             # What `TaskPool` does for jobs: an `Exception` is this connection's affair, what ends tasks goes on.
             own, rest = split_error(error)
             if own is not None:
                 self.failures += 1
-                log.error("%s: handler failed, connection closed", self.name, exc_info=own)  # noqa: TRY400 - only `own`
+                stream._engine.limited.log(
+                    log,
+                    logging.ERROR,
+                    "%s: handler failed, connection closed",
+                    self.name,
+                    error=own,
+                    fields=lambda: {"peer": address_text(stream.peer)},
+                )
             if rest is not None:
                 raise rest from None
         finally:

@@ -209,7 +209,7 @@ class TrioWebSocketProtocol(WebSocketProtocol):
                 accepted.__class__ = TrioWebSocketConnection
                 ws = cast("TrioWebSocketConnection", accepted)
                 ws.data = data
-                stream.on_drain = partial(engine.start_soon, self._goodbye, ws)
+                stream.on_drain = partial(engine.start_soon, self._goodbye, engine, ws)
                 failure = await self._handle(ws)
                 # After some errors its reader would wait for the peer for ever.
                 nursery.cancel_scope.deadline = trio.current_time() + self.close_timeout
@@ -234,10 +234,10 @@ class TrioWebSocketProtocol(WebSocketProtocol):
                 await ws.aclose(code)  # closes the stream in any case
         return None
 
-    async def _goodbye(self, ws: TrioWebSocketConnection) -> None:
+    async def _goodbye(self, engine: Engine, ws: TrioWebSocketConnection) -> None:
         """The server drains."""
         with trio.move_on_after(self.close_timeout):
             try:
                 await ws.aclose(1001, "server is going away")
-            except Exception:
-                log.exception("%s: closing failed", self.tasks.name)
+            except Exception as error:  # noqa: BLE001 - whatever the library raises, others are not to notice
+                engine.limited.log(log, logging.ERROR, "%s: closing failed", self.tasks.name, error=error)

@@ -108,7 +108,7 @@ class Reconnecting:
         while True:
             if not self._first:
                 delay = self._backoff.delay(self.failures, self._chance, wish)
-                log.info("%s: connecting again in %.1f s", self._shown, delay)
+                self._say(logging.INFO, "%s: connecting again in %.1f s", self._shown, delay)
                 await trio.sleep(delay)
             self._first = False
             try:
@@ -119,7 +119,9 @@ class Reconnecting:
                 enough = self._max_attempts is not None and self._attempts >= self._max_attempts
                 if enough or not self._retry(error):
                     raise
-                log.warning("%s: attempt %d failed: %s", self._shown, self._attempts, error)
+                self._say(
+                    logging.WARNING, "%s: attempt %d failed: %s", self._shown, self._attempts, error
+                )
                 wish = None
                 if isinstance(error, UpgradeRefused):
                     wish = parse_retry_after(error.header("retry-after"), time.time())
@@ -133,5 +135,11 @@ class Reconnecting:
             return
         lived = trio.current_time() - self._since
         self.failures = 0 if lived >= self._backoff.reset_after else self.failures + 1
-        log.info("%s: the connection ended after %.1f s: %s", self._shown, lived, ws.closed or "by us")
+        ended = ws.closed or "by us"
+        self._say(logging.INFO, "%s: the connection ended after %.1f s: %s", self._shown, lived, ended)
         await leave(ws, None)
+
+    def _say(self, level: int, message: str, *args: object) -> None:
+        """Log it, unless many connections of this client have just said so about this server."""
+        assert self._client is not None
+        self._client.engine.limited.log(log, level, message, *args, key=self._shown)

@@ -70,6 +70,7 @@ class TlsHandshake:
         self.hard_limit: int = protocol.hard_limit
         self.read_ahead: int = protocol.read_ahead
         self.write_timeout: float = protocol.write_timeout
+        self.counts = protocol.counts
 
     # ------------------------------------------------------------- handshake
 
@@ -159,7 +160,6 @@ class TlsHandshake:
     def lost(self, connection: Any) -> Any:
         """It has ended without TLS. A server's protocol has never heard of it, and does not now."""
         connection.engine.tls.failures += 1
-        log.debug("%r: no TLS: %s", connection, connection.closed)
         return None if self.server_side else self.protocol.lost(connection)
 
     def drain(self, connection: Any) -> None:
@@ -168,7 +168,7 @@ class TlsHandshake:
 
     def handler_failed(self, connection: Any, error: Exception) -> None:
         """A mistake of ours, or of the context's SNI callback."""
-        log.error("%r: TLS handshake failed", connection, exc_info=error)
+        connection.engine.complain(connection, "TLS handshake failed", error=error)
         connection.abort()
 
     def unread(self, connection: Any) -> bytes:  # noqa: ARG002
