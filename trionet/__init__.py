@@ -32,7 +32,15 @@ from trionet.errors import ProtocolError as ProtocolError
 from trionet.errors import Rejection as Rejection
 from trionet.errors import TrionetError as TrionetError
 from trionet.errors import UpgradeRefused as UpgradeRefused
+from trionet.net.admission import AddressLimit as AddressLimit
+from trionet.net.admission import AdmissionPolicy as AdmissionPolicy
+from trionet.net.admission import ConnectionLimit as ConnectionLimit
+from trionet.net.admission import HandshakeRate as HandshakeRate
+from trionet.net.admission import LoopLag as LoopLag
+from trionet.net.admission import MemoryLimit as MemoryLimit
+from trionet.net.admission import PoolWait as PoolWait
 from trionet.net.connection import Connection as Connection
+from trionet.net.doorkeeper import PolicyStatistics as PolicyStatistics
 from trionet.net.engine import Engine as Engine
 from trionet.net.gate import GateStatistics as GateStatistics
 from trionet.net.listener import Endpoint as Endpoint
@@ -93,6 +101,8 @@ from trionet.wire.request import Request as Request
 
 __all__ = [
     "Accept",
+    "AddressLimit",
+    "AdmissionPolicy",
     "Backoff",
     "Client",
     "ClientStatistics",
@@ -103,6 +113,7 @@ __all__ = [
     "Connecting",
     "Connection",
     "ConnectionClosed",
+    "ConnectionLimit",
     "Deflate",
     "DetachedStream",
     "Endpoint",
@@ -112,6 +123,7 @@ __all__ = [
     "EventStream",
     "Frame",
     "GateStatistics",
+    "HandshakeRate",
     "HeadLimits",
     "Health",
     "HttpProtocol",
@@ -121,10 +133,14 @@ __all__ = [
     "LineConnection",
     "LineProtocol",
     "Listener",
+    "LoopLag",
+    "MemoryLimit",
     "MessageStream",
+    "PolicyStatistics",
     "Poller",
     "PollerStatistics",
     "PoolStatistics",
+    "PoolWait",
     "PreparedMessage",
     "Protocol",
     "ProtocolError",

@@ -24,9 +24,11 @@ import trio
 from trionet.errors import ConfigurationError
 from trionet.net import system
 from trionet.net.connection import Connection
+from trionet.net.doorkeeper import Doorkeeper
 from trionet.net.engine import Engine
 from trionet.net.gate import AcceptGate, GateStatistics
 from trionet.net.listener import Endpoint, Listener, open_listeners
+from trionet.net.policy import AdmissionPolicy
 from trionet.net.poller import PollerStatistics
 from trionet.net.pool import PoolStatistics, TaskPool
 from trionet.net.stream import DetachedStream
@@ -101,6 +103,11 @@ class Server:
             for connection in self.engine
             if isinstance(connection, WebSocket) and connection.is_open
         )
+
+    @property
+    def overloaded(self) -> str | None:
+        """Why no new connection is served now, in words with numbers; None if they are: a limit, or `admission`."""
+        return self.gate.overloaded()
 
     def statistics(self) -> ServerStatistics:
         """A snapshot of all counters."""
@@ -184,23 +191,27 @@ async def open_server(
     max_detached: int = 10_000,
     max_connections: int | None = None,
     max_opening: int | None = None,
+    admission: AdmissionPolicy | Sequence[AdmissionPolicy] | Doorkeeper | None = None,
     resolution: float = 0.25,
     backend: str | None = None,
 ) -> AsyncIterator[Server]:
-    """Serve for the length of the block. `protocol`: a protocol for `host` and `port`, or a list of `Endpoint`.
+    """Serve for the length of the block. `protocol`: a protocol for `host` and `port`, or an `Endpoint`, or several.
 
     `ssl_context`: connections speak TLS; see `server_tls_context`. `lifespan`: an async context manager of yours,
     opened before the first connection is accepted, closed after the last handler has ended; what it yields is
     ``server.resources``. `pool_size`: handlers that run at once (those that wait longer than `slot_grace` seconds do
     not count; `max_detached` of them shut the accept gate). `limiter`: a `trio.CapacityLimiter` to share with other
     servers instead. `max_connections`: as many as descriptors allow, when None. `max_opening`: half-open handshakes at
-    once. `resolution`: seconds of a timer tick. `backend`: see `open_poller`.
+    once. `admission`: an `AdmissionPolicy` or several, which refuse new connections for more reasons, in other ways.
+    `resolution`: seconds of a timer tick. `backend`: see `open_poller`.
 
     An exception in the block, or cancellation, is the hard stop: every connection is closed, every task ended.
     """
     from trionet.ops.limits import connections_that_fit
 
     endpoints: Sequence[Endpoint]
+    if isinstance(protocol, Endpoint):
+        protocol = [protocol]
     if not isinstance(protocol, list | tuple):
         endpoints = [Endpoint(protocol=protocol, host=host, port=port, ssl_context=ssl_context)]
     elif ssl_context is not None:
@@ -213,8 +224,16 @@ async def open_server(
         max_opening = max(1024, max_connections // 4)
     pool = TaskPool(pool_size, limiter=limiter, slot_grace=slot_grace)
     engine = Engine(pool, backend=backend, resolution=resolution)
+    if isinstance(admission, AdmissionPolicy):
+        admission = [admission]
+    if admission is not None and not isinstance(admission, Doorkeeper):
+        admission = Doorkeeper(admission) if admission else None
     gate = AcceptGate(
-        engine, max_connections=max_connections, max_opening=max_opening, max_detached=max_detached
+        engine,
+        max_connections=max_connections,
+        max_opening=max_opening,
+        max_detached=max_detached,
+        doorkeeper=admission,
     )
     server = Server(engine, gate)
     system.ignore_sigpipe()
@@ -224,11 +243,12 @@ async def open_server(
             for listener in await open_listeners(endpoint):
                 server.listeners.append(listener)
                 stack.callback(listener.close)
+                endpoint.protocol.listening(listener)
         if lifespan is not None:
             server.resources = await stack.enter_async_context(lifespan(server))
         failure: Exception | None = None
         async with engine.open(), trio.open_nursery() as nursery:
-            nursery.start_soon(gate.run)
+            await nursery.start(gate.run)
             for listener in server.listeners:
                 listener.begin()
                 gate.open(listener)

@@ -654,3 +654,10 @@ async def test_the_context_around_the_server_is_seen():
     finally:
         variable.reset(token)
     assert seen == ["around", "around"]
+
+
+async def test_one_endpoint_needs_no_list() -> None:
+    """`open_server` takes an `Endpoint` by itself, and listens where that says."""
+    endpoint = trionet.Endpoint(protocol=trionet.WebSocketProtocol(Echo()), host="127.0.0.1")
+    async with trionet.open_server(endpoint) as server:
+        assert [listener.endpoint for listener in server.listeners] == [endpoint]

@@ -189,6 +189,7 @@ class ClientWebSocket(WebSocket):
         if self._state & 7 != OPEN:
             raise self._not_open()
         frame = _encode(message)
+        self.protocol.counts.sent += 1
         pool = self.engine.pool
         pool.credit -= 1
         if pool.credit < 0 or (task := pool.shown) is None or task._cancel_status is not pool.status:
@@ -313,6 +314,8 @@ class ClientProtocol(WebSocketProtocol):
         events: list[Event | ProtocolError] = []
         if ws._input is None and self._short >= 0:
             done = take_messages(data, self._short, events)  # type: ignore[arg-type]
+            if done:
+                self.count_received(events)
             if done == len(data):
                 return events
             if done:

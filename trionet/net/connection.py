@@ -24,6 +24,7 @@ import contextvars
 import logging
 import socket
 from collections.abc import Awaitable, Coroutine
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 from typing import Protocol as Interface
 
@@ -31,6 +32,7 @@ import trio
 
 from trionet.errors import ConnectionClosed
 from trionet.net import system
+from trionet.net.describe import closings, log_closed
 from trionet.net.outbox import Outbox, Writev
 from trionet.net.pool import Parked, Waiter
 from trionet.net.stream import DetachedStream, RawStream
@@ -38,11 +40,10 @@ from trionet.net.stream import DetachedStream, RawStream
 if TYPE_CHECKING:
     import ssl
 
+    from trionet.net.counts import Counts
     from trionet.net.engine import Engine
 
 __all__ = ["Connection", "ProtocolInterface", "broken"]
-
-log = logging.getLogger("trionet")
 
 OPENING: Final = 0
 OPEN: Final = 1
@@ -70,6 +71,7 @@ _FLAGS = (
 )
 
 READ_SIZE: Final = 65536
+_DETACHED: Final = "detached"
 _RESERVE: Final = 6144
 _CONTROL: Final = 512
 NEVER: Final = 1e9  # seconds
@@ -83,6 +85,7 @@ class ProtocolInterface(Interface):
     hard_limit: int
     read_ahead: int
     write_timeout: float
+    counts: Counts
 
     def connection_made(self, connection: Any) -> None: ...
     def data_received(self, connection: Any, data: bytes) -> Coroutine[Any, Any, None]: ...
@@ -263,6 +266,7 @@ class Connection:
             self.abort(broken(error))
             return None
         self._seen = self.engine.tick
+        self.protocol.counts.received_bytes += len(data)
         if self._state & (PINGED | _STATE) == PINGED | OPEN:
             self._state -= PINGED
         return data
@@ -312,6 +316,9 @@ class Connection:
             self.engine.pool.submit(self)
         elif self._state & _STATE == CLOSED:
             self._state += GONE - CLOSED
+            if not self._state & FRESH and (closed := self.closed) is not None:
+                code = closed.code if closed.reason != _DETACHED else 0
+                self.protocol.counts.note_closed(code, closed.by)
             lost = self.protocol.lost(self)
             if lost is not None:
                 await lost
@@ -358,8 +365,8 @@ class Connection:
         """Tell the protocol that `error` was raised for this connection. What it raises itself costs this one, too."""
         try:
             self.protocol.handler_failed(self, error)
-        except Exception:
-            log.exception("%r: handler_failed failed, connection closed", self)
+        except Exception as failure:  # noqa: BLE001 - it is logged
+            self.engine.complain(self, "handler_failed failed, connection closed", error=failure)
             self.abort()
 
     def _let_go(self) -> None:
@@ -416,6 +423,7 @@ class Connection:
         Does nothing on a closed connection. Crossing the protocol's `hard_limit` closes the connection: whoever may
         send much asks `throttled` first, or awaits `wait_writable`.
         """
+        self.protocol.counts.sent_bytes += len(data)
         out = self._out
         if out is not None:
             out.append(data)
@@ -423,6 +431,10 @@ class Connection:
                 self.pause_reading()
             if out.size > self.protocol.hard_limit:
                 self.engine.overflowed += 1
+                self.protocol.counts.overflowed += 1
+                self.engine.complain(
+                    self, "closed, it does not read what it is sent", level=logging.WARNING
+                )
                 self.abort(ConnectionClosed(1013, "the peer does not read what it is sent", "us"))
             return
         if self.fd < 0:
@@ -563,6 +575,8 @@ class Connection:
         fd, engine = self.fd, self.engine
         if fd < 0:
             return
+        if closings.isEnabledFor(logging.DEBUG) and (self._rare is None or self._rare.heir is None):
+            log_closed(self)
         self.fd = -1
         self._leave(CLOSED)
         self._due = 0
@@ -613,7 +627,7 @@ class Connection:
         """The same at once. Nothing may be queued."""
         unread = self.protocol.unread(self)
         heir = DetachedStream(self.engine, self._stream(), unread)
-        self.note_closed(ConnectionClosed(1006, "detached", "us"))
+        self.note_closed(ConnectionClosed(1006, _DETACHED, "us"))
         rare = self.rare()
         rare.heir = heir
         rare.held, rare.held_size, rare.eof = None, 0, False  # it is in `unread`
@@ -639,7 +653,14 @@ class Connection:
     def opened(self) -> None:
         """OPENING → OPEN."""
         self._state += OPEN - OPENING
-        self.engine.opening -= 1
+        engine, counts = self.engine, self.protocol.counts
+        engine.opening -= 1
+        counts.opened += 1
+        begun = engine.begun.pop(self.fd, None)
+        if begun is not None:
+            counts.handshakes.record((perf_counter_ns() - begun) // 1000)
+            if not engine.begun:
+                engine.begun.clear()  # an empty dict keeps the room it once needed
 
     def bound_state(self, seconds: float) -> None:
         """CLOSING and LINGERING end by themselves."""

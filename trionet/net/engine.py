@@ -17,15 +17,19 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from time import perf_counter_ns
 from typing import Any
 
 import trio
 
 from trionet.errors import nothing_but
 from trionet.net import system
-from trionet.net.connection import BUSY, Connection, ProtocolInterface
+from trionet.net.connection import BUSY, OPENING, Connection, ProtocolInterface
+from trionet.net.counts import durations
+from trionet.net.describe import closings, describe, log_stream_closed
+from trionet.net.limited import LimitedLog
 from trionet.net.poller import Poller, open_poller
-from trionet.net.pool import TaskPool, split_error
+from trionet.net.pool import TaskPool, Timed, split_error
 from trionet.net.stream import DetachedStream
 from trionet.net.wheel import Wheel
 
@@ -35,6 +39,7 @@ log = logging.getLogger("trionet")
 
 _BATCH = 256  # events in one fetch: a bound after which accepting, timers and other tasks get their turn
 _DUE_AT_ONCE = 64
+SAMPLING = 64  # one job in so many is timed
 
 
 class Engine:
@@ -51,15 +56,22 @@ class Engine:
         self.draining = False
         self.farewell = (1001, "server is going away")  # said to WebSockets while draining
         self.connections = 0
-        self.streams: dict[DetachedStream, None] = {}  # of them, those given away
+        self.streams: dict[DetachedStream, Any] = {}  # of them, those given away, and what `doorkeeper` is told then
         self.opening = 0  # of them, those in state OPENING
+        self.begun: dict[int, int] = {}  # when those were accepted, in ns, by descriptor
         self.opened = 0
         self.overflowed = 0
+        self.born: list[int] | None = None  # tick of accepting by descriptor; kept when somebody wants to know
         self.pings = random.getrandbits(62)  # what a Ping carries: not to be guessed by whoever sends Pongs
         self.stale = 0
         self.tls: Any = None  # what TLS connections share, made with the first: `tls_session.Workbench`
         self.lag = 0.0  # seconds by which the last tick came late
         self.lag_max = 0.0
+        self.lags = durations()  # of each tick, in microseconds
+        self._untimed = SAMPLING  # jobs until the next is timed
+        self.limited = LimitedLog()  # for what a peer or a load can cause
+        self.room: trio.Event | None = None  # set when a connection ends, for a gate that waits for room
+        self.doorkeeper: Any = None  # asks admission policies, if there are any: `doorkeeper.Doorkeeper`
         self._backend = backend
         self._tasks: trio.Nursery
 
@@ -82,6 +94,7 @@ class Engine:
                         nursery.cancel_scope.cancel()
             finally:
                 await self._close_all()
+                self.limited.flush(everything=True)
                 self.poller.close()
                 self.writer.close()
                 nursery.cancel_scope.cancel()
@@ -91,7 +104,9 @@ class Engine:
     def fetch(self) -> None:
         """Queue the connections that are readable now."""
         table, ready = self.table, self.pool.ready
-        for fd, _ in self._poll(_BATCH):
+        events = self._poll(_BATCH)
+        before = len(ready)
+        for fd, _ in events:
             connection = table[fd]
             if connection is None:
                 self.stale += 1
@@ -100,12 +115,24 @@ class Engine:
                 self._overhear(connection)
             else:
                 ready.append(connection)
+        self._untimed -= len(ready) - before
+        if self._untimed < 0:
+            self._sample()
+
+    def _sample(self) -> None:
+        """Have one in `SAMPLING` of the jobs just queued timed, from now to its end."""
+        ready = self.pool.ready
+        while self._untimed < 0:
+            job = ready[self._untimed]
+            if isinstance(job, Connection) and job.is_open:
+                ready[self._untimed] = Timed(self.pool, job)
+            self._untimed += SAMPLING
 
     def _overhear(self, connection: Connection) -> None:
         try:
             connection.overhear()
-        except Exception as error:
-            log.exception("%r failed while it was busy", connection)
+        except Exception as error:  # noqa: BLE001 - logged, and told to its protocol
+            self.complain(connection, "failed while it was busy", error=error)
             connection.blame(error)
 
     async def wait(self) -> None:
@@ -129,10 +156,14 @@ class Engine:
         self.connections += 1
         self.opened += 1
         self.opening += 1
+        if self.born is not None:
+            self._note_birth(self.born, fd)
         try:
             protocol.connection_made(connection)
         except Exception as error:  # noqa: BLE001 - a protocol's mistake costs its connection only
             connection.blame(error)
+        if connection._state & 7 == OPENING:
+            self.begun[fd] = perf_counter_ns()
         return connection
 
     def watch(self, fd: int, job: Any) -> None:
@@ -151,11 +182,19 @@ class Engine:
             table.extend([None] * max(len(table), fd + 1 - len(table)))
         table[fd] = job
 
+    def _note_birth(self, born: list[int], fd: int) -> None:
+        born.extend([0] * (fd + 1 - len(born)))
+        born[fd] = self.tick
+
     def forget(self, fd: int) -> None:
         """`fd` is about to be closed."""
         self.table[fd] = None
         self.connections -= 1
+        if self.begun:
+            self.begun.pop(fd, None)
         self.poller.unregister(fd)
+        if self.room is not None:
+            self.room.set()
 
     def given_away(self, stream: DetachedStream) -> None:
         """A connection goes on as `stream`: it counts until that is closed."""
@@ -165,12 +204,31 @@ class Engine:
     def stream_closed(self, stream: DetachedStream) -> None:
         """That is the end of it. A second call does nothing."""
         if stream in self.streams:
-            del self.streams[stream]
+            if closings.isEnabledFor(logging.DEBUG):
+                log_stream_closed(stream)
+            seat = self.streams.pop(stream)
             self.connections -= 1
+            if seat is not None:
+                self.doorkeeper.left(seat)
+            if self.room is not None:
+                self.room.set()
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any, name: object = None) -> None:
         """Start a task that ends with the engine: cancelled, when it is left. What it raises ends the engine."""
         self._tasks.start_soon(function, *args, name=name)
+
+    def complain(
+        self,
+        connection: Connection,
+        message: str,
+        *args: object,
+        error: BaseException | None = None,
+        level: int = logging.ERROR,
+        **options: Any,
+    ) -> None:
+        """Log something about a connection: a record that a flood of its kind cannot multiply (see `LimitedLog`)."""
+        options.setdefault("fields", lambda: describe(connection))
+        self.limited.log(log, level, "%r: " + message, connection, *args, error=error, **options)
 
     def runs(self, connection: Connection) -> bool:
         """Whether the code that asks is a job of this connection."""
@@ -210,9 +268,12 @@ class Engine:
         while True:
             next_tick += self.wheel.resolution
             await trio.sleep_until(next_tick)
+            if self.limited.pending:
+                self.limited.flush()
             late = trio.current_time() - next_tick
             self.lag = late
             self.lag_max = max(late, self.lag_max)
+            self.lags.record(int(late * 1e6))
             if late > 1:  # suspended, or a handler that computes: do not hurry through the ticks missed
                 next_tick += late
             due = self.wheel.advance()
@@ -228,8 +289,8 @@ class Engine:
         connection._due = 0
         try:
             tick = connection.protocol.deadline_reached(connection)
-        except Exception as error:
-            log.exception("deadline of %r failed", connection)
+        except Exception as error:  # noqa: BLE001 - logged, and told to its protocol
+            self.complain(connection, "deadline failed", error=error)
             connection.blame(error)
             return
         if tick and connection.fd >= 0:

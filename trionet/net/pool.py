@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Generator
 from contextlib import asynccontextmanager
 from operator import is_
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from typing import Any, Protocol
 
 import attrs
@@ -34,6 +34,7 @@ import trio
 from trio.lowlevel import Abort, enable_ki_protection
 
 from trionet.errors import ConfigurationError, nothing_but
+from trionet.net.counts import durations
 
 __all__ = ["Job", "Parked", "PoolStatistics", "Source", "TaskPool", "Waiter", "split_error"]
 
@@ -233,6 +234,34 @@ class _Call:
         raise error
 
 
+class Timed:
+    """Stands for another job in the queue, to see how long it takes from now to its end, waiting included."""
+
+    __slots__ = ("begun", "job", "pool")
+
+    def __init__(self, pool: TaskPool, job: Any) -> None:
+        self.pool = pool
+        self.job = job
+        self.begun = perf_counter_ns()
+
+    async def run(self) -> bool | None:
+        pool = self.pool
+        pool.job = self.job
+        try:
+            over: bool | None = await self.job.run()
+        finally:
+            pool.latency.record((perf_counter_ns() - self.begun) // 1000)
+        return over
+
+    @property
+    def protocol(self) -> Any:
+        """That of the connection."""
+        return self.job.protocol
+
+    def context_changed(self, context: contextvars.Context) -> None:
+        self.job.context_changed(context)
+
+
 class TaskPool:
     """See the module. Use it as ``async with TaskPool(128) as pool``; leaving the block waits for all jobs.
 
@@ -274,6 +303,8 @@ class TaskPool:
         self.suspended = 0
         self.jobs = 0
         self.failures = 0
+        self.clock: Any = None  # awaited with a job in place of its `run`, to measure it
+        self.latency = durations()  # of jobs that were `Timed`, in microseconds
         self.ready: deque[Any] = deque()
         self.parked: set[Parked] = set()
         self.at_rest = 0  # handlers that wait for a message without a task
@@ -632,26 +663,26 @@ class TaskPool:
         ready = self.ready
         pristine = tuple(self._context.values())
         size = len(pristine)
-        copy_context = contextvars.copy_context
         job: Any
+        clock = self.clock
         done = 0
         try:
             while ready:
                 job = ready.popleft()
-                if job.__class__ is Parked:
+                if type(job) is Parked:
                     ready.appendleft(job)
                     return
                 self.job = job
                 done += 1
                 self.credit = _CREDIT
                 try:
-                    over = await job.run()
+                    over = await (job.run() if clock is None else clock(job))
                 except BaseException as error:  # noqa: BLE001 - the bulkhead
                     self._contain(job, error)
                     over = self.job_done()
                 # What a handler sets in a context variable is its own: the next one gets a fresh copy.
                 # Compared by identity: an equal value is another one (and comparing would run code of the handler's).
-                context = copy_context()
+                context = self.context  # the one in use: no copy is needed to look into it
                 if len(context) != size or (size and not all(map(is_, context.values(), pristine))):
                     job.context_changed(self.context)
                     return
@@ -662,6 +693,8 @@ class TaskPool:
 
     def _contain(self, job: Any, error: BaseException) -> None:
         """The one bulkhead: an `Exception` is the job's own affair, what must end tasks goes on."""
+        if type(job) is Timed:
+            job = job.job
         own, rest = split_error(error)
         if own is not None:
             self.failures += 1
@@ -778,7 +811,8 @@ class TaskPool:
         # Those that were woken and found no worker any more are among the jobs, which nobody will run now.
         self.parked.update(job for job in self.ready if job.__class__ is Parked)
         # The others were not begun. The engine tells connections among them their end.
-        self.cut_off += [job for job in self.ready if job.__class__ is not Parked]
+        begun = [job for job in self.ready if job.__class__ is not Parked]
+        self.cut_off += [job.job if type(job) is Timed else job for job in begun]
         self.ready.clear()
         if not self.parked:
             return

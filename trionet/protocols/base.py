@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from trionet.errors import ConfigurationError, ConnectionClosed, nothing_but
 from trionet.net.connection import CLOSING, LINGERING, NEVER, Connection
+from trionet.net.counts import Counts
 
 __all__ = ["Protocol", "Read"]
-
-log = logging.getLogger("trionet")
 
 
 class Read:
@@ -34,10 +33,13 @@ class Protocol:
     peer), `low_water` (below it they go on), `hard_limit` (more than this queued closes the connection),
     `read_ahead` (input kept while a handler is busy). Deadlines, in seconds, None or 0 for none: `idle_timeout`
     (nothing was received), `write_timeout` (the peer took nothing of what is queued for it).
+
+    `counts` is what its connections have done, `name` what metrics call it; protocols of the same name are one there.
     """
 
     connection_class: type[Connection] = Connection
     scheme = "tcp"
+    name = "tcp"
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Protocol:
         self.read_ahead = read_ahead
         self.idle_timeout = idle_timeout or 0.0
         self.write_timeout = write_timeout or NEVER
+        self.counts = Counts()
         if not 0 <= self.low_water < high_water <= hard_limit:
             raise ConfigurationError(
                 f"need 0 <= low_water ({self.low_water}) < high_water ({high_water}) <= hard_limit ({hard_limit})"
@@ -118,6 +121,13 @@ class Protocol:
             )
         return b"".join(piece for piece in kept if piece)
 
+    def listening(self, listener: Any) -> None:
+        """A server is about to serve this on `listener`; raise `ConfigurationError` if it must not be there."""
+
+    def others(self) -> Iterable[Any]:
+        """The protocols that a connection of this one may go over to."""
+        return ()
+
     def full(self) -> bool:
         """Whether nothing more is to be accepted for this protocol now: it has as many connections as it can serve."""
         return False
@@ -126,7 +136,7 @@ class Protocol:
         """`data_received` or a handler raised: log it, and close this connection."""
         if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return  # it used a connection whose peer had left: that ends handlers every day
-        log.error("%r: handler failed, connection closed", connection, exc_info=error)
+        connection.engine.complain(connection, "handler failed, connection closed", error=error)
         connection.abort()
 
     def drain(self, connection: Any) -> None:
@@ -156,7 +166,10 @@ class Protocol:
 
     def stalled(self, connection: Any) -> None:
         """The peer has read nothing for `write_timeout`."""
-        log.warning("%r: closed, the peer has read nothing for %g s", connection, self.write_timeout)
+        self.counts.stalled += 1
+        connection.engine.complain(
+            connection, "closed, the peer has read nothing for %g s", self.write_timeout, level=logging.WARNING
+        )
         connection.reset(ConnectionClosed(1006, f"nothing was read for {self.write_timeout:g} s", "us"))
 
     def next_deadline(self, connection: Any) -> int:
@@ -166,6 +179,7 @@ class Protocol:
         engine = connection.engine
         due: int = connection._seen + engine.wheel.ticks(self.idle_timeout)
         if due <= engine.tick:
+            self.counts.idle += 1
             connection.finish(ConnectionClosed(1001, f"nothing came for {self.idle_timeout:g} s", "us"))
             return 0
         return due

@@ -213,6 +213,9 @@ class WebSocket(Connection):
                 self.abort(broken(error))
                 return await self._settle()
             self._seen = self.engine.tick
+            size = len(data)
+            counts = self.protocol.counts
+            counts.received_bytes += size
         elif self._state & 7 > CLOSING or self._state & BUSY:
             return await Connection.run(self)
         else:
@@ -223,7 +226,8 @@ class WebSocket(Connection):
                 elif data is not None:
                     await self._at_eof()
                 return await self._settle() if self._state != OPEN else None
-        size = len(data)
+            size = len(data)
+            counts = self.protocol.counts
         # What most reads are: one whole, masked text or binary frame, and nothing else (RFC 6455, 5.2).
         body = 0
         if size > 6 and self._input is None and ((first := data[0]) == 0x81 or first == 0x82):
@@ -232,7 +236,7 @@ class WebSocket(Connection):
                     body = 6
             elif data[1] == 254 and size > 133 and data[2] << 8 | data[3] == size - 8:
                 body = 8
-        if body and size - body <= self.protocol.short_cut and self._state & 7 == OPEN:
+        if body and size - body <= self.protocol.short_cut and self._state == OPEN:
             payload: Any = apply_mask(data[body:], data[body - 4 : body])
             if first == 0x81:
                 try:
@@ -240,6 +244,7 @@ class WebSocket(Connection):
                 except UnicodeDecodeError:
                     self.fail(ProtocolError("text is not UTF-8", CloseCode.INVALID_DATA))
                     return await self._settle()
+            counts.received += 1
             data = None  # or it would be kept for as long as the handler waits
             await self.protocol.on_message(self, payload)
         elif 6 <= size < 132 and data[0] in b"\x88\x89\x8a" and data[1] == size + 122 and self._input is None:
@@ -409,15 +414,17 @@ class WebSocket(Connection):
         """
         if self._state != OPEN and self._state & 7 != OPEN:
             raise self._not_open()
-        if message.__class__ is str:
+        if type(message) is str:
             payload = message.encode()
             size = len(payload)
             frame = (_TEXT[size] if size < 126 else _long_header(b"\x81", size)) + payload
-        elif message.__class__ is bytes:
+        elif type(message) is bytes:
             size = len(message)
             frame = (_BINARY[size] if size < 126 else _long_header(b"\x82", size)) + message
         else:
             frame = _encode(message)
+        counts = self.protocol.counts
+        counts.sent += 1
         pool = self.engine.pool
         pool.credit -= 1
         if pool.credit < 0 or (task := pool.shown) is None or task._cancel_status is not pool.status:
@@ -434,6 +441,7 @@ class WebSocket(Connection):
             self.uncork()
         if (self._out is not None or self._rare is not None) and not await self._admit(frame):
             return
+        counts.sent_bytes += (size := len(frame))
         try:
             sent = self._put(self.fd, frame)
         except BlockingIOError:
@@ -441,7 +449,7 @@ class WebSocket(Connection):
         except OSError as error:
             self.abort(broken(error))
             raise self.closed_error() from error
-        if sent != len(frame):
+        if sent != size:
             self._queue(frame, sent)
 
     def send_nowait(self, message: Message) -> None:
@@ -472,6 +480,7 @@ class WebSocket(Connection):
                 self._overflow(frame)
                 return False
             else:
+                protocol.counts.slow_waits += 1
                 await self.wait_writable(len(frame) * 2 + self._held_back() + PARKED)
             if self._state & 7 != OPEN:
                 raise self._not_open()
@@ -490,8 +499,9 @@ class WebSocket(Connection):
         if self._streams():
             return False
         if self._full(frame):
-            return self.protocol.slow_consumer is not SlowConsumer.WAIT and self._overflow(frame)
+            return self._overflow(frame)
         self._emit(frame)
+        self.protocol.counts.sent += 1
         return True
 
     def _emit(self, frame: bytes) -> None:
@@ -524,9 +534,13 @@ class WebSocket(Connection):
                 self.write(frame)
 
     def _overflow(self, frame: bytes) -> bool:
-        """The queue is full and the policy is not to wait. Returns whether `frame` was queued after all."""
+        """The queue is full, and nobody waits for room. Returns whether `frame` was queued after all."""
         protocol, out = self.protocol, self._out
         assert out is not None
+        if protocol.slow_consumer is SlowConsumer.WAIT:
+            protocol.counts.slow_skips += 1
+            return False
+        protocol.counts.slow_overflows += 1
         if protocol.slow_consumer is SlowConsumer.CLOSE:
             protocol.dropped(self, 1)
             self.close_nowait(CloseCode.TRY_AGAIN_LATER, "too slow")
@@ -538,6 +552,7 @@ class WebSocket(Connection):
             taken = out.size + len(frame) <= protocol.high_water
             if taken:
                 self.write(frame)
+                protocol.counts.sent += 1
             else:
                 dropped += 1
         protocol.dropped(self, dropped)
@@ -702,6 +717,8 @@ class MessageStream:
         if ws._state & 7 != OPEN:
             raise ws.closed_error()
         ws._emit(self._encoded(payload, fin=fin))
+        if fin:
+            ws.protocol.counts.sent += 1
         self._opcode = Opcode.CONTINUATION
         self.begun = True
 
@@ -728,7 +745,8 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
     prepared = message if isinstance(message, PreparedMessage) else PreparedMessage(message)
     frame = prepared.frame
     size = len(frame)
-    taken = 0
+    taken = direct = 0
+    protocol = None
     for ws in connections:
         if (
             ws._state == OPEN
@@ -744,11 +762,18 @@ def broadcast(connections: Iterable[WebSocket], message: Message) -> int:
             except OSError as error:
                 ws.abort(broken(error))
                 continue
+            if ws.protocol is not protocol:  # counted together, as long as it is the same one
+                if protocol is not None:
+                    protocol.counts.note_sent(direct, size)
+                protocol, direct = ws.protocol, 0
+            direct += 1
             if sent != size:
                 ws._queue(frame, sent)
             taken += 1
         elif ws._state & 7 == OPEN and ws._offer_prepared(prepared):
             taken += 1
+    if protocol is not None:
+        protocol.counts.note_sent(direct, size)
     return taken
 
 

@@ -102,7 +102,9 @@ class Deflated(WebSocket):
             if stream is not None:
                 await stream.wait_end()
             elif not self._full(frame, PARKED + len(frame)):
-                self._emit(compress_frame(frame, codec))
+                frame = compress_frame(frame, codec)
+                self.protocol.counts.sent += 1
+                self._emit(frame)
                 if self.fd < 0:
                     raise self.closed_error()
                 return
@@ -110,6 +112,7 @@ class Deflated(WebSocket):
                 self._overflow(frame)
                 return
             else:
+                self.protocol.counts.slow_waits += 1
                 await self.wait_writable(len(frame) * 2 + self._held_back() + PARKED)
 
     def send_nowait(self, message: Message) -> None:
@@ -136,8 +139,10 @@ class Deflated(WebSocket):
         if self._streams():
             return False
         if self._full(frame):
-            return self.protocol.slow_consumer is not SlowConsumer.WAIT and self._overflow(frame)
-        self._emit(compress_frame(frame, codec))
+            return self._overflow(frame)
+        frame = compress_frame(frame, codec)
+        self._emit(frame)
+        self.protocol.counts.sent += 1
         return True
 
     def _message_stream(self, opcode: int) -> MessageStream:

@@ -101,6 +101,7 @@ class HttpProtocol(Protocol):
     """
 
     scheme = "http"
+    name = "http"
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class HttpProtocol(Protocol):
         self._limits = head_limits or HeadLimits()
         self.proxies = as_proxies(trusted_proxies)
         self._scanner = HeadScanner(self._limits, self.proxies.names if self.proxies else frozenset())
+        self._others: list[Protocol] = []
         self._routes: Routes[dict[str, Any]] = Routes()
         for key, value in routes.items():
             method, _, path = key.rpartition(" ")
@@ -156,10 +158,15 @@ class HttpProtocol(Protocol):
 
     def _put(self, path: str, names: tuple[str, ...], entry: Any) -> None:
         methods = self._routes.add(path, {})
+        if isinstance(entry, Protocol):
+            self._others.append(entry)
         for name in names:
             if name in methods:
                 raise ConfigurationError(f"{path!r} has two answers to {name}")
             methods[name] = entry
+
+    def others(self) -> Iterable[Protocol]:
+        return self._others
 
     def _route(self, head: Request, path: str) -> _Found:
         """Who answers this request. Raises `Rejection`."""
@@ -473,7 +480,7 @@ class HttpProtocol(Protocol):
             log.debug("%r: %s: answer broken off: %s", connection, head, error)
         else:
             self.handler_failures += 1
-            log.error("%r: %s failed", connection, head or "HTTP", exc_info=error)
+            connection.engine.complain(connection, "%s failed", head or "HTTP", error=error)
         if connection.closed is not None:
             return
         if exchange is None or exchange.answered:
@@ -512,6 +519,7 @@ class HttpProtocol(Protocol):
         if due > engine.tick or not due:
             return due
         if exchange is None or exchange.answered or (exchange.head is None and not exchange.raw.strip()):
+            self.counts.idle += 1
             connection.finish(ConnectionClosed(1000, "idle", "us"))
         else:
             self._refuse_now(connection, Rejection(408, body="No complete request came in time.\n"))

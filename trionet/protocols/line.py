@@ -29,6 +29,7 @@ class LineProtocol(Protocol):
     """
 
     connection_class = LineConnection
+    name = "line"
 
     def __init__(
         self,

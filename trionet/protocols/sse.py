@@ -33,8 +33,6 @@ from trionet.wire.http1 import encode_fields
 
 __all__ = ["EventSource", "EventStream", "broadcast_events"]
 
-log = logging.getLogger("trionet")
-
 _COMMENT = encode_comment()
 # What keeps caches from storing it, and nginx from holding it back.
 _HEADERS = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
@@ -68,7 +66,7 @@ class EventStream(Connection):
         await self.wait_writable(len(frame))
         if self.closed is not None:
             raise self.closed_error()
-        self._emit(frame)
+        self._send(frame)
 
     def send_nowait(
         self,
@@ -92,6 +90,10 @@ class EventStream(Connection):
         self.note_closed(ConnectionClosed(1000, "", "us"))
         self.linger()
 
+    def _send(self, frame: bytes) -> None:
+        self._emit(frame)
+        self.protocol.counts.sent_events += 1
+
     def _emit(self, frame: bytes) -> None:
         self._seen = self.engine.tick
         self._state &= ~PINGED
@@ -102,20 +104,22 @@ class EventStream(Connection):
         out, protocol = self._out, self.protocol
         size = len(frame) + FRAME_COST
         if out is None or out.size + size <= protocol.high_water:
-            self._emit(frame)
+            self._send(frame)
             return True
         policy = protocol.slow_consumer
         if policy is SlowConsumer.WAIT:
+            protocol.counts.slow_skips += 1
             return False
+        protocol.counts.slow_overflows += 1
         protocol.events_dropped += 1
         if policy is SlowConsumer.CLOSE:
-            log.info("%r: closed, the peer reads too slowly", self)
+            self.engine.complain(self, "closed, the peer reads too slowly", level=logging.WARNING)
             # Not after what is queued: it would have to be read first.
             self.reset(ConnectionClosed(1013, "too slow", "us"))
         elif policy is SlowConsumer.DROP_OLDEST:
             protocol.events_dropped += out.discard_oldest(size, protocol.high_water, _is_event) - 1
             if out.size + size <= protocol.high_water:
-                self._emit(frame)
+                self._send(frame)
                 return True
             protocol.events_dropped += 1
         return False
@@ -142,6 +146,7 @@ class EventSource(Protocol):
 
     connection_class: type[Connection] = EventStream
     scheme = "http"
+    name = "events"
 
     def __init__(
         self,
@@ -224,14 +229,13 @@ class EventSource(Protocol):
         self.streams -= 1
         closed = connection.closed
         assert closed is not None
-        log.debug("%r: %s", connection, closed)
         return self.on_close(connection, closed)
 
     def handler_failed(self, connection: EventStream, error: Exception) -> None:
         if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return  # it used a stream whose client had left: that ends handlers every day
         self.handler_failures += 1
-        log.error("%r: handler failed", connection, exc_info=error)
+        connection.engine.complain(connection, "handler failed", error=error)
         connection.reset(ConnectionClosed(1011, "handler failed", "us"))
 
     def drain(self, connection: EventStream) -> None:
@@ -254,6 +258,7 @@ class EventSource(Protocol):
             unread = system.unsent(connection.fd)
             # On a Unix socket it would say what a peer, which is there, has not read.
             if 0 < unread < sys.maxsize and connection.peer is not None:
+                self.counts.keepalives_lost += 1
                 connection.reset(ConnectionClosed(1006, "the peer acknowledges nothing", "network"))
                 return 0
         connection._emit(_COMMENT)

@@ -20,6 +20,7 @@ import trio
 
 from trionet.errors import ConfigurationError, ConnectionClosed, ProtocolError, Rejection, nothing_but
 from trionet.net.connection import BUSY, FRESH, OPEN, OPENING, PAUSED, PINGED, Connection
+from trionet.net.describe import describe
 from trionet.net.traits import compose
 from trionet.protocols.base import Protocol
 from trionet.protocols.channel import SlowConsumer, WebSocket
@@ -42,7 +43,7 @@ from trionet.wire.handshake import (
     select_subprotocol,
 )
 from trionet.wire.http1 import build_rejection
-from trionet.wire.messages import Event, MessageDecoder
+from trionet.wire.messages import Chunk, Event, MessageDecoder
 
 __all__ = ["Accept", "WebSocketHandler", "WebSocketProtocol", "http_date"]
 
@@ -111,6 +112,7 @@ class WebSocketProtocol(Protocol):
 
     connection_class: type[Connection] = WebSocket
     scheme = "ws"
+    name = "websocket"
 
     #: Set by an adapter that answers accepted requests itself: called with the connection (in state OPENING, what
     #: follows the head in its ``_input``), the request, its head as it came, and what `on_upgrade` returned.
@@ -225,6 +227,9 @@ class WebSocketProtocol(Protocol):
         if max_messages_per_second or max_bytes_per_second:
             self.rate = RateLimit(max_messages_per_second, max_bytes_per_second)
             self.connection_class = compose(self.connection_class, RateLimitedWebSocket)
+
+    def others(self) -> Iterable[Protocol]:
+        return (self.http,) if isinstance(self.http, Protocol) else ()
 
     # -------------------------------------------------------------- the upgrade
 
@@ -358,10 +363,19 @@ class WebSocketProtocol(Protocol):
             ws._input = None
             ws.pause_reading()
             events.append(error)
+        self.count_received(events)
         if self.rate is not None:
             assert isinstance(ws, RateLimitedWebSocket)
             self.rate.charge(ws, len(events), len(data))
         return events
+
+    def count_received(self, events: list[Event | ProtocolError]) -> None:
+        """Count the messages among `events`."""
+        kinds = list(map(type, events))  # in C: there may be thousands, and nearly all are whole messages
+        count = kinds.count(str) + kinds.count(bytes)
+        if count != len(kinds):
+            count += sum(isinstance(event, Chunk) and event.last for event in events)
+        self.counts.received += count
 
     def overheard(self, connection: WebSocket, data: bytes) -> int:
         rare = connection.rare()
@@ -403,15 +417,13 @@ class WebSocketProtocol(Protocol):
         assert closed is not None
         code = closed.code
         self.closes[code] = self.closes.get(code, 0) + 1
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%r: %s", connection, closed)
         return connection.conclude(self._on_close, closed)
 
     def handler_failed(self, connection: WebSocket, error: Exception) -> None:
         if connection.closed is not None and nothing_but(ConnectionClosed, error):
             return  # it used a connection whose peer had left: that ends handlers every day
         self.handler_failures += 1
-        log.error("%r: handler failed", connection, exc_info=error)
+        connection.engine.complain(connection, "handler failed", error=error)
         if connection._state & 7 == OPENING:
             self.refuse(connection, Rejection(500, body="The server failed to handle the request.\n"))
         else:
@@ -422,16 +434,17 @@ class WebSocketProtocol(Protocol):
         log.debug("%r: failed: %s", connection, error)
 
     def dropped(self, connection: WebSocket, count: int) -> None:
-        """Messages were dropped by the slow-consumer policy: counted, and logged once a second at most."""
+        """Messages were dropped by the slow-consumer policy: counted, and logged once in ten seconds at most."""
         self.messages_dropped += count
         now = trio.current_time()
-        if now - self._dropped_logged >= 1 or not self._dropped_logged:
+        if now - self._dropped_logged >= 10 or not self._dropped_logged:
             self._dropped_logged = now
             log.warning(
                 "%r: slow consumer, policy %r; %d messages dropped so far on all connections",
                 connection,
                 self.slow_consumer.value,
                 self.messages_dropped,
+                extra={"trionet": {**describe(connection), "dropped": self.messages_dropped}},
             )
 
     # --------------------------------------------------------------- deadlines
@@ -459,6 +472,7 @@ class WebSocketProtocol(Protocol):
             return 0
         expiry = self.registry.expiry(connection)
         if expiry and expiry <= tick:
+            self.counts.expired += 1
             connection._say_goodbye(CloseCode.POLICY_VIOLATION, "expired")
             return connection.rare().deadline
         if state & PAUSED and not state & BUSY:
@@ -480,6 +494,7 @@ class WebSocketProtocol(Protocol):
             due += timeout
             if due > tick:
                 return due
+            self.counts.keepalives_lost += 1
             ws.fail(ProtocolError("no answer to a keepalive ping", CloseCode.INTERNAL_ERROR))
             return ws.rare().deadline
         if due > tick:
