@@ -7,6 +7,7 @@ Where things are, in the order to read them:
     protocols/channel   `WebSocket`, what handlers hold
     protocols/websocket the upgrade, and `WebSocketHandler`, what you write
     server              `serve`, `open_server`
+    ops/                running it: `supervisor` and `worker`, `metrics`, `debug`, `doctor`; cli/ is the command over them
     client/client       `connect_websocket`, `open_client`; client/reconnecting: one that comes back
     net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
     wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
