@@ -28,7 +28,7 @@ ROOT = HERE.parent.parent
 BUILD = Path(
     os.environ.get("TRIONET_BENCH_BUILD") or Path(tempfile.gettempdir(), f"trionet-bench-{os.getuid()}")
 )
-IN_NAMESPACE = "TRIONET_BENCH_NAMESPACE"
+IN_NAMESPACE = "BENCH_NAMESPACE"
 FLOOR = "py-floor"
 
 Result = dict[str, Any]

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Hold very many WebSocket connections on this machine, and measure what they cost while they are silent.
 
 ``trionet serve`` with as many workers as the limit on open files asks for, `trionet load` with as many processes: a
@@ -35,9 +34,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import bench
+
 HERE = Path(__file__).resolve().parent
 RESERVE = 128  # descriptors of a worker that are no connections
-EVEN = 0.93  # how full the average worker may be, so that the fullest has room
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -104,8 +104,22 @@ class Run:
     def examine(self) -> bool:
         """What the machine lacks."""
         args = self.args
-        workers = ["--workers", str(args.workers), "--local-clients", "--ping-interval", str(args.ping_interval)]
-        command = [sys.executable, "-m", "trionet", "doctor", "--connections", str(args.connections), *workers]
+        workers = [
+            "--workers",
+            str(args.workers),
+            "--local-clients",
+            "--ping-interval",
+            str(args.ping_interval),
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "trionet",
+            "doctor",
+            "--connections",
+            str(args.connections),
+            *workers,
+        ]
         done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, timeout=60)
         if done.returncode not in {0, 1}:
             self.say(done.stderr)
@@ -114,7 +128,9 @@ class Run:
         self.figures["doctor"] = {"suffices": found["suffices"], "fits": found["fits"]}
         for finding in found["findings"]:
             if finding["verdict"] in {"fail", "warn"}:
-                self.say(f"  {finding['verdict']}: {finding['name']}: have {finding['have']}, need {finding['need']}")
+                self.say(
+                    f"  {finding['verdict']}: {finding['name']}: have {finding['have']}, need {finding['need']}"
+                )
         if not found["suffices"]:
             self.say(f"this machine holds {found['fits']} connections; --anyway tries more")
         return bool(found["suffices"]) or bool(args.anyway)
@@ -123,7 +139,20 @@ class Run:
         args = self.args
         command = [sys.executable, "-m", "trionet", "serve", str(HERE / "servers" / "echo_app.py")]
         command += ["--port", str(args.port), "--workers", str(args.workers), "--log-level", "warning"]
-        command += ["--admin", f"127.0.0.1:{args.port + 1}", "--debug", "--start-timeout", "300", "--worker-timeout", "none"]
+        command += [
+            "--admin",
+            f"127.0.0.1:{args.port + 1}",
+            "--debug",
+            "--start-timeout",
+            "300",
+            "--worker-timeout",
+            "none",
+        ]
+        # A hundred processes on two cores are late all the time: that is not what the watch is for.
+        command += ["--stall-threshold", "none"]
+        # As an installed package is: else each worker compiles the application in its own memory, 0.3 MB.
+        sources = [str(HERE / "servers"), str(HERE.parents[1] / "trionet")]
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *sources], check=False, timeout=120)
         began = time.monotonic()
         environment = {**os.environ, "BENCH_PING": str(args.ping_interval)}
         self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, text=True)
@@ -137,24 +166,51 @@ class Run:
         self.figures["server_start_seconds"] = round(time.monotonic() - began, 1)
         time.sleep(3)
         self.pids = children(self.server.pid)
+        self.worker_pids = [int(row["pid"]) for row in self.workers()]
         self.figures["workers"] = args.workers
         self.figures["empty_pss"] = pss(self.pids)
-        self.say(f"{args.workers} workers ready in {self.figures['server_start_seconds']} s; they take {self.figures['empty_pss'] / 2**20:.0f} MiB")
+        self.say(
+            f"{args.workers} workers ready in {self.figures['server_start_seconds']} s; "
+            f"they take {self.figures['empty_pss'] / 2**20:.0f} MiB"
+        )
 
     def start_load(self) -> None:
         args = self.args
         report = str(Path(self.folder.name, "load.json"))
         settle = args.ping_interval + args.hold + 120
-        command = [sys.executable, "-m", "trionet.client.load", f"ws://127.0.0.1:{args.port}/", "--scenario", "trickle"]
+        command = [
+            sys.executable,
+            "-m",
+            "trionet.client.load",
+            f"ws://127.0.0.1:{args.port}/",
+            "--scenario",
+            "trickle",
+        ]
         command += ["--connections", str(args.connections), "--connecting", str(args.connecting)]
-        command += ["--connect-timeout", "120", "--settle", str(settle), "--rate", str(args.rate), "--duration", str(args.trickle)]
-        command += ["--deadline", str(max(1, int(self.ends_at - time.monotonic() - 30))), "--json-lines", "--report", report]
+        command += [
+            "--connect-timeout",
+            "120",
+            "--settle",
+            str(settle),
+            "--rate",
+            str(args.rate),
+            "--duration",
+            str(args.trickle),
+        ]
+        command += [
+            "--deadline",
+            str(max(1, int(self.ends_at - time.monotonic() - 30))),
+            "--json-lines",
+            "--report",
+            report,
+        ]
         self.report = Path(report)
         self.load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
-        assert self.load is not None and self.load.stdout is not None
+        assert self.load is not None
+        assert self.load.stdout is not None
         for line in self.load.stdout:
             self.point = json.loads(line)
 
@@ -167,7 +223,9 @@ class Run:
             time.sleep(0.5)
             if time.monotonic() - last > 10:
                 last = time.monotonic()
-                self.say(f"  {self.point.get('open', 0):,} open, {self.point.get('connects_s', 0):,.0f} a second")
+                self.say(
+                    f"  {self.point.get('open', 0):,} open, {self.point.get('connects_s', 0):,.0f} a second"
+                )
         self.settled = time.monotonic()
         self.before = before
         self.say(f"{self.point['open']:,} connections after {self.settled - began:.0f} s")
@@ -186,25 +244,40 @@ class Run:
 
     def memory(self, name: str) -> None:
         """User memory of the server, kernel memory of both sides."""
-        total, now, count = pss(self.pids), meminfo(), self.args.connections
+        total, workers, now, count = pss(self.pids), pss(self.worker_pids), meminfo(), self.args.connections
         slab = now["Slab"] - self.before["Slab"]
         self.figures[f"memory_{name}"] = {
+            "workers_pss": workers,
             "server_pss": total,
-            "user_bytes_per_connection_all_told": round(total / count, 1),
-            "user_bytes_per_connection_without_empty_processes": round((total - self.figures["empty_pss"]) / count, 1),
+            "user_bytes_per_connection_workers": round(workers / count, 1),
+            "user_bytes_per_connection_all_processes": round(total / count, 1),
+            "user_bytes_per_connection_without_empty_processes": round(
+                (total - self.figures["empty_pss"]) / count, 1
+            ),
             "kernel_slab_bytes_per_pair": round(slab / count),
             "available": now["MemAvailable"],
         }
         self.say(
-            f"memory, {name}: {total / 2**20:,.0f} MiB in all processes of the server, {total / count:.0f} B a connection; "
+            f"memory, {name}: {workers / 2**20:,.0f} MiB in the workers, {workers / count:.0f} B a connection; "
+            f"{total / 2**20:,.0f} MiB in all processes of the server, {total / count:.0f} B; "
             f"kernel {slab / count:,.0f} B a pair"
         )
 
+    def workers(self) -> list[dict[str, Any]]:
+        """Rows of /workers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.args.port + 1}/workers", timeout=30) as answer:
+            rows: list[dict[str, Any]] = json.load(answer)["workers"]
+        return rows
+
     def balance(self) -> None:
         """How evenly the workers are filled."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.args.port + 1}/workers", timeout=30) as answer:
-            counts = [row.get("connections", 0) for row in json.load(answer)["workers"]]
-        self.figures["connections_a_worker"] = {"min": min(counts), "median": statistics.median(counts), "max": max(counts), "sum": sum(counts)}
+        counts = [row.get("connections", 0) for row in self.workers()]
+        self.figures["connections_a_worker"] = {
+            "min": min(counts),
+            "median": statistics.median(counts),
+            "max": max(counts),
+            "sum": sum(counts),
+        }
         self.say(f"connections of a worker: {min(counts):,} to {max(counts):,}, in all {sum(counts):,}")
 
     def broadcast(self) -> None:
@@ -220,7 +293,11 @@ class Run:
             document = json.load(answer)
         seconds = time.monotonic() - began
         sent = sum(each["value"]["sent"] for each in document["answers"])
-        figures = {"sent": sent, "written_seconds": round(seconds, 2), "silent_workers": len(document["missing"])}
+        figures = {
+            "sent": sent,
+            "written_seconds": round(seconds, 2),
+            "silent_workers": len(document["missing"]),
+        }
         self.figures.setdefault("broadcasts", []).append(figures)
         self.say(f"broadcast: written to {sent:,} in {seconds:.2f} s")
 
@@ -237,7 +314,18 @@ class Run:
             time.sleep(1)
         result = json.loads(self.report.read_text())
         totals = result["totals"]
-        keep = ("connected", "failed", "lost", "sent", "received", "wrong", "unanswered", "missed", "peak", "connect_rate")
+        keep = (
+            "connected",
+            "failed",
+            "lost",
+            "sent",
+            "received",
+            "wrong",
+            "unanswered",
+            "missed",
+            "peak",
+            "connect_rate",
+        )
         self.figures["load"] = {name: totals.get(name) for name in keep}
         self.figures["load"]["outcome"] = result["outcome"]
         self.figures["load"]["warnings"] = result["warnings"]
@@ -249,8 +337,16 @@ class Run:
         for name, histogram in result["histograms"].items():
             if name in {"connect", "message", "delivery"}:
                 percentiles = histogram["percentiles"]
-                shown = {f"p{key}": percentiles[key] / 1000 for key in ("50", "90", "99", "99.9") if key in percentiles}
-                self.figures[f"{name}_ms"] = {"count": histogram["count"], **shown, "max": histogram["maximum"] / 1000}
+                shown = {
+                    f"p{key}": percentiles[key] / 1000
+                    for key in ("50", "90", "99", "99.9")
+                    if key in percentiles
+                }
+                self.figures[f"{name}_ms"] = {
+                    "count": histogram["count"],
+                    **shown,
+                    "max": histogram["maximum"] / 1000,
+                }
 
     def check(self) -> None:
         """Stop when time or memory runs out, or a part has ended."""
@@ -272,7 +368,9 @@ class Run:
         self.memory("before keepalive")
         if args.ping_interval >= 60:
             self.idle("quiet", min(args.hold, 30))
-        keepalive = self.settled + args.ping_interval - min(self.figures["ramp_seconds_seen"], args.ping_interval) / 2
+        keepalive = (
+            self.settled + args.ping_interval - min(self.figures["ramp_seconds_seen"], args.ping_interval) / 2
+        )
         while time.monotonic() < keepalive:
             self.check()
             time.sleep(1)
@@ -304,6 +402,14 @@ class Run:
         self.folder.cleanup()
 
 
+def workers_for(connections: int, room: int) -> int:
+    """Workers, so that the fullest has room: the kernel spreads by a hash, which leaves a deviation of the root."""
+    count = math.ceil(connections / room)
+    while (mean := connections / count) + 4 * math.sqrt(mean) > room:
+        count += 1
+    return count
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--connections", type=int, default=1_000_000)
@@ -313,17 +419,20 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=200.0, help="messages a second of the trickle")
     parser.add_argument("--trickle", type=float, default=30.0, help="seconds of it")
     parser.add_argument("--connecting", type=int, default=16, help="connects under way in each load process")
-    parser.add_argument("--deadline", type=float, default=1800.0, help="seconds after which it ends, whatever it does")
+    parser.add_argument(
+        "--deadline", type=float, default=1800.0, help="seconds after which it ends, whatever it does"
+    )
     parser.add_argument("--spare", type=float, default=1.0, help="GiB of memory that must stay available")
     parser.add_argument("--port", type=int, default=8640)
     parser.add_argument("--anyway", action="store_true", help="try although the machine lacks something")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     args = parser.parse_args()
+    bench.enter_namespace()  # its ports are its own: a million connections leave none to anybody else
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY:
         hard = 1 << 20
     if args.workers is None:
-        args.workers = max(2, math.ceil(args.connections / ((hard - RESERVE) * EVEN)))
+        args.workers = max(2, workers_for(args.connections, hard - RESERVE))
     run = Run(args)
     run.say(f"{args.connections:,} connections, {args.workers} workers; {run.figures['machine']}")
     if not run.examine():

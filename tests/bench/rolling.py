@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Restart workers under load and count what clients notice.
 
 Starts ``trionet serve`` with some workers, connects from several processes and source addresses, echoes all the time,
@@ -22,6 +21,7 @@ import sys
 import time
 import urllib.request
 
+import bench
 import trio
 
 import trionet
@@ -48,9 +48,7 @@ async def _client(args: argparse.Namespace) -> None:
         left = None
         while running:
             try:
-                ws = await client.connect(
-                    args.url, local_address=source, ping_interval=None, open_timeout=30
-                )
+                ws = await client.connect(args.url, local_address=source, ping_interval=None, open_timeout=30)
             except (OSError, trionet.TrionetError) as error:
                 cause = error.__cause__ or error
                 counts[f"connect: {type(error).__name__}: {cause}"[:100]] += 1
@@ -122,7 +120,11 @@ def settled(port: int, workers: int, old: set[int], limit: float) -> bool:
     until = time.monotonic() + limit
     while time.monotonic() < until:
         rows = admin(port)
-        if len(rows) == workers and all(row["state"] == "serving" for row in rows) and not old & {int(row["pid"]) for row in rows}:  # type: ignore[call-overload]
+        if (
+            len(rows) == workers
+            and all(row["state"] == "serving" for row in rows)
+            and not old & {int(row["pid"]) for row in rows}
+        ):  # type: ignore[call-overload]
             return True
         time.sleep(0.2)
     return False
@@ -133,7 +135,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--window", type=float, default=10, help="seconds over which clients are told to go")
-    parser.add_argument("--pause", type=float, default=10, help="seconds between two echoes of a client, on average")
+    parser.add_argument(
+        "--pause", type=float, default=10, help="seconds between two echoes of a client, on average"
+    )
     parser.add_argument("--port", type=int, default=8620)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
@@ -142,13 +146,33 @@ def main() -> None:
     if args.url:
         client(args)
         return
+    bench.enter_namespace()
     port, desk = args.port, args.port + 1
     here = os.path.dirname(os.path.abspath(__file__))
-    command = [sys.executable, "-m", "trionet", "serve", os.path.join(here, "servers", "echo_app.py"), "--port", str(port)]
-    command += ["--workers", str(args.workers), "--admin", f"127.0.0.1:{desk}", "--drain-window", str(args.window)]
+    command = [
+        sys.executable,
+        "-m",
+        "trionet",
+        "serve",
+        os.path.join(here, "servers", "echo_app.py"),
+        "--port",
+        str(port),
+    ]
+    command += [
+        "--workers",
+        str(args.workers),
+        "--admin",
+        f"127.0.0.1:{desk}",
+        "--drain-window",
+        str(args.window),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     clients: list[subprocess.Popen[str]] = []
-    report: dict[str, object] = {"connections": args.connections, "workers": args.workers, "window": args.window}
+    report: dict[str, object] = {
+        "connections": args.connections,
+        "workers": args.workers,
+        "window": args.window,
+    }
     try:
         for _ in range(200):
             try:
@@ -200,9 +224,16 @@ def main() -> None:
         report["counts"] = dict(totals)
         report["open_at_end"] = still
         if away:
-            report["away"] = {"returns": len(away), "median": away[len(away) // 2], "p99": away[len(away) * 99 // 100], "max": away[-1]}
+            report["away"] = {
+                "returns": len(away),
+                "median": away[len(away) // 2],
+                "p99": away[len(away) * 99 // 100],
+                "max": away[-1],
+            }
         spread = collections.Counter((int(when - report["steps"][0]["began"]), code) for when, code in ends)  # type: ignore[index]
-        report["ends_by_second"] = [f"{second} s: {count} x {code}" for (second, code), count in sorted(spread.items())]
+        report["ends_by_second"] = [
+            f"{second} s: {count} x {code}" for (second, code), count in sorted(spread.items())
+        ]
         print(json.dumps(report, indent=1))
     finally:
         for process in clients:
