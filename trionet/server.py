@@ -165,16 +165,23 @@ class Server:
             size = math.ceil(len(waiting) / max(1, window / _DRAIN_STEP)) or 1
             steps = math.ceil(len(waiting) / size) or 1
             for start in range(0, len(waiting), size):
+                if start:
+                    await self._wait_ended(mine, window / steps)
                 for connection in waiting[start : start + size]:
                     if isinstance(connection, DetachedStream):
                         connection.drain()
                     elif connection.fd >= 0:
                         connection.protocol.drain(connection)
-                await trio.sleep(window / steps)
-            # Also for handlers that clean up; an event would cost every closing connection a look.
+            await self._wait_ended(mine)
+        return not scope.cancelled_caught
+
+    async def _wait_ended(self, mine: bool, seconds: float = math.inf) -> None:
+        """Wait until nobody is left, handlers that clean up included; or for so many seconds."""
+        engine = self.engine
+        with trio.move_on_after(seconds):
+            # An event would cost every closing connection a look.
             while engine.connections or engine.pool.unfinished() > mine:  # noqa: ASYNC110
                 await trio.sleep(_DRAIN_STEP)
-        return not scope.cancelled_caught
 
 
 @asynccontextmanager
@@ -218,16 +225,19 @@ async def open_server(
         raise ConfigurationError("ssl_context: each Endpoint has its own")
     else:
         endpoints = protocol
-    if max_connections is None:
-        max_connections = connections_that_fit()
-    if max_opening is None:
-        max_opening = max(1024, max_connections // 4)
-    pool = TaskPool(pool_size, limiter=limiter, slot_grace=slot_grace)
-    engine = Engine(pool, backend=backend, resolution=resolution)
     if isinstance(admission, AdmissionPolicy):
         admission = [admission]
     if admission is not None and not isinstance(admission, Doorkeeper):
         admission = Doorkeeper(admission) if admission else None
+    if max_connections is None:
+        max_connections = connections_that_fit()
+        if admission is not None and admission.answers:  # those who wait for an answer need descriptors, too
+            admission.lobby.limit = min(admission.lobby.limit, max_connections // 4)
+            max_connections -= admission.lobby.limit
+    if max_opening is None:
+        max_opening = max(1024, max_connections // 4)
+    pool = TaskPool(pool_size, limiter=limiter, slot_grace=slot_grace)
+    engine = Engine(pool, backend=backend, resolution=resolution)
     gate = AcceptGate(
         engine,
         max_connections=max_connections,

@@ -91,6 +91,11 @@ class Doorkeeper:
         self.load: Readings
         self._engine: Engine
 
+    @property
+    def answers(self) -> bool:
+        """Whether somebody may have to wait in the lobby."""
+        return any(book.policy.action == "answer" for book in self._books)
+
     def attach(self, engine: Engine) -> None:
         """Belong to an engine. Raises `ConfigurationError` where a policy needs a reading that cannot be had here."""
         self._engine = engine
@@ -135,7 +140,7 @@ class Doorkeeper:
         that is full for long, the policy that refuses for this reason must not wait for a slot to say so.
         """
         async with trio.open_nursery() as nursery:
-            if any(book.policy.action == "answer" for book in self._books):
+            if self.answers:
                 await nursery.start(self.lobby.run, self._engine._backend)
             task_status.started()
             try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 from typing import Any, Final
 
 import attrs
@@ -160,13 +161,17 @@ class AcceptGate:
             self._hold(reason, book)
             self._wait_on()
             return
-        self._pause = _COOL_DOWN
+        full = False
         for door in self._doors:
             if door.listener.protocol.full():
                 self._hold("tasks")
-                self._wait_on()
+                full = True
             else:
                 self.engine.poller.modify(door.listener.fileno(), 1)
+        if full:
+            self._wait_on()
+        else:
+            self._pause = _COOL_DOWN
 
     def _wait_on(self) -> None:
         self._pause = min(2 * self._pause, _LONGEST)
@@ -280,9 +285,21 @@ class AcceptGate:
     def _turn_all_away(self) -> int:
         """If a policy wants that: turn away some of those who wait, at each listener. Returns how many."""
         _, _, book = self._verdict()
-        if book is None or book.policy.action == "wait":
+        if book is None or self._short:  # the gate has looked, and will again
+            return 0
+        if book.policy.action == "wait":
+            if not self.engine.pool.limiter.available_tokens and self._somebody_waits():
+                self._hold(book.policy.name, book)  # for accepting, which would say so, there is no slot
             return 0
         return sum([self._turn_away(door.listener, book) for door in self._doors])
+
+    def _somebody_waits(self) -> bool:
+        if not hasattr(select, "poll"):  # pragma: no cover - Windows
+            return False
+        poll = select.poll()
+        for door in self._doors:
+            poll.register(door.listener.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _turn_away(self, listener: Listener, book: Book) -> int:
         """A policy refuses everybody, and not by letting them wait."""

@@ -1,4 +1,4 @@
-"""Tells of overload in two lines: one when it begins, with the reason, and one when it is over."""
+"""Tells of overload in few lines: when it begins, and why, once a minute while it lasts, and when it is over."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = ["CALM", "Overload"]
 log = logging.getLogger("trionet")
 
 CALM: Final = 5.0  # seconds in which nobody was refused, after which it is over
+_REMINDER: Final = 60.0
 
 
 class Overload:
@@ -22,7 +23,7 @@ class Overload:
         self.reason: str | None = None  # of the one that lasts
         self._begun = 0.0
         self._last = 0.0
-        self._looks = 0
+        self._told = 0.0
         self._refused = 0
 
     @property
@@ -40,11 +41,19 @@ class Overload:
         if begins:
             self.reason = reason
             self.episodes += 1
-            self._begun = now
-            self._looks = self._refused = 0
+            self._begun = self._told = now
+            self._refused = 0
             log.warning("overload: new connections are refused: %s: %s", reason, why())
-        self._looks += 1
         self._refused += turned_away
+        if now - self._told >= _REMINDER:
+            self._told = now
+            log.warning(
+                "overload lasts, for %.0f s: %s: %s; %d connections were turned away",
+                now - self._begun,
+                reason,
+                why(),
+                self._refused,
+            )
         return begins
 
     def look(self, now: float) -> None:

@@ -31,10 +31,10 @@ class AdmissionPolicy:
     """Override what it is about: `room` for the state of the server, `admit` and `left` for single connections.
 
     `name`: what it is called in logs and metrics: no other policy's, nor that of a limit of the gate ("connections",
-    "handshakes", "detached", "tasks", "descriptors"). `action`: what happens to those refused. `retry_after`: the seconds of a 503's
-    Retry-After, and up to twice as many, drawn by lot, so that those refused do not come back together. All methods
-    are called in the Trio thread and must not wait. One that raises is logged: `admit` costs its connection, and
-    `room` and `sample` count as not refusing.
+    "handshakes", "detached", "tasks", "descriptors"). `action`: what happens to those refused. `retry_after`: the
+    seconds of a 503's Retry-After, and up to twice as many, drawn by lot, so that those refused do not come back
+    together. All methods are called in the Trio thread and must not wait. One that raises is logged: `admit` costs its
+    connection, and `room` and `sample` count as not refusing.
     """
 
     name = "policy"

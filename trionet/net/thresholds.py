@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from trionet.errors import ConfigurationError
-from trionet.net.load import Load
+from trionet.net.load import Load, give_back_memory
 from trionet.net.policy import MANY, Action, AdmissionPolicy, positive
 
 __all__ = ["LoopLag", "MemoryLimit", "PoolWait"]
 
 _INTERVAL: Final = 0.25  # between two samples
+_TRIM: Final = 60.0
 
 
 class _Threshold(AdmissionPolicy):
@@ -123,7 +125,8 @@ class MemoryLimit(_Threshold):
 
     Or, with `share` instead, while that part of the memory limit of its control group is in use (0.9: nine tenths), by
     all processes in it. Opens again at `resume`, in the same unit, by default 5 % below. What Python frees is not given
-    back to the system at once: set it well above the ordinary, as the last resort that it is. Linux.
+    back to the system at once, so while it refuses, the C library is asked to do that once a minute. Something may stay
+    nevertheless: set it well above the ordinary, as the last resort that it is. Linux.
     """
 
     name = "memory"
@@ -146,8 +149,15 @@ class MemoryLimit(_Threshold):
         self.share = share
         bound = share if limit is None else limit
         assert bound is not None
+        self._trim_at = -math.inf
         resume = bound * 0.95 if resume is None else resume
         super().__init__(bound, resume, 0, name=name, action=action, retry_after=retry_after)
+
+    def sample(self, load: Load) -> None:
+        super().sample(load)
+        if self.refusing and load.now >= self._trim_at:
+            self._trim_at = load.now + _TRIM
+            give_back_memory()
 
     def read(self, load: Load) -> float:
         return load.resident if self.share is None else load.cgroup_share

@@ -11,8 +11,8 @@ What the handler promises, whatever is logged:
 * a record of a structured format is one line, of 16 KiB at most, and of 4 KiB at most where the stream is a pipe:
   several processes write to it, and that is what pipe(7) keeps in one piece. What is longer is cut, and says so;
 * nothing that was logged acts on the terminal or looks like another record: control characters are escaped;
-* a reader that does not read does not stop the server: lines that the pipe or socket has no room for are dropped,
-  and their number is logged once there is room.
+* a reader that does not read does not stop the server: records that the pipe or socket has no room for are dropped,
+  and their number is logged once there is room. For one that reads slowly a twentieth of the time is spent at most.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ import io
 import logging
 import os
 import select
+import socket
 import stat
 import sys
 import threading
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, TextIO
 
 from trionet.errors import ConfigurationError
+from trionet.net import system
 from trionet.ops.log_formats import FORMATS, Format
 
 __all__ = ["StreamHandler", "configure", "set_process"]
 
-_PATIENCE: Final = 0.01  # seconds that a line may wait for a reader who keeps up with us otherwise
+_PATIENCE: Final = 0.01  # seconds that a record may wait for a reader who keeps up with us otherwise
+_SHARE: Final = 0.05  # of all time, that may be spent so
 _LINE: Final = 16384
 _PIPE_BUF: Final = getattr(select, "PIPE_BUF", 512)
 
@@ -76,6 +80,7 @@ def configure(
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, StreamHandler)]:
         root.removeHandler(old)
+        old.close()
     handler = StreamHandler(stream, FORMATS[format](terminal=stream.isatty(), color=color))
     root.addHandler(handler)
     root.setLevel(number)
@@ -96,18 +101,32 @@ class StreamHandler(logging.Handler):
         self._stream = stream
         self._format = format
         self._poll: Any = None
+        self._torn = False  # the last record was written in part
+        self._patience = _PATIENCE  # what is left
+        self._asked = 0.0  # when it was last filled up
         try:
             self._fd = stream.fileno()
         except (OSError, ValueError, io.UnsupportedOperation):
             self._fd = -1  # not a file: a test's, or a wrapper's
+        self._own = -1  # the same pipe, opened anew
+        self._is_socket = False
         format.limit = _LINE
         if self._fd >= 0:
             mode = os.fstat(self._fd).st_mode
             if stat.S_ISFIFO(mode):
                 format.limit = _PIPE_BUF
             if hasattr(select, "poll") and not stat.S_ISREG(mode):
+                self._is_socket = stat.S_ISSOCK(mode)
+                self._own = _open_anew(self._fd) if stat.S_ISFIFO(mode) else -1
                 self._poll = select.poll()
                 self._poll.register(self._fd, select.POLLOUT)
+
+    def close(self) -> None:
+        """Release what it has opened; the stream stays as it is."""
+        if self._own >= 0:
+            os.close(self._own)
+            self._own = -1
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it (`logging` calls this, with the handler's lock held)."""
@@ -117,7 +136,7 @@ class StreamHandler(logging.Handler):
                 self._untold += 1
                 return
             if self._untold:
-                count, self._untold = self._untold, 0
+                count = self._untold
                 self._write(
                     logging.makeLogRecord(
                         {
@@ -130,20 +149,27 @@ class StreamHandler(logging.Handler):
                         }
                     )
                 )
+                self._untold = 0
             self._write(record)
-        except (
-            OSError
-        ):  # a full disk, a reader that has gone, a non-blocking stream: standard error is no help here
+        # A full disk, a reader that has gone or does not read: standard error is no help here.
+        except OSError:
             self.dropped += 1
             self._untold += 1
         except Exception:  # noqa: BLE001 - what is wrong with a log is nobody's end
             self.handleError(record)
 
     def _room(self) -> bool:
-        """Whether a line can be written without waiting for whoever reads it."""
-        if self._poll is None:
+        """Whether something can be written without waiting for long for whoever reads it."""
+        if self._poll is None or self._poll.poll(0):
             return True
-        return bool(self._poll.poll(0 if self._untold else _PATIENCE * 1000))
+        begun = monotonic()
+        self._patience = min(_PATIENCE, self._patience + (begun - self._asked) * _SHARE)
+        self._asked = begun
+        if self._patience < 0.001:
+            return False
+        room = bool(self._poll.poll(self._patience * 1000))
+        self._patience -= monotonic() - begun
+        return room
 
     def _write(self, record: logging.LogRecord) -> None:
         text = self._format.line(record, _process) + "\n"
@@ -151,9 +177,40 @@ class StreamHandler(logging.Handler):
             self._stream.write(text)
             self._stream.flush()
             return
+        if self._torn:
+            text = "\n" + text
         data = text.encode(self._stream.encoding or "utf-8", "backslashreplace")
-        while data:  # one call for each record, unless a signal or a full disk cuts it
-            data = data[os.write(self._fd, data) :]
+        whole = len(data)
+        while data:  # one call for each record, unless it is long, or a signal or a full disk cuts it
+            data = data[self._put(data) :]
+            if data and not self._room():
+                self._torn = self._torn or len(data) < whole
+                raise BlockingIOError
+        self._torn = False
+
+    def _put(self, data: bytes) -> int:
+        try:
+            if self._own >= 0:
+                return os.write(self._own, data)
+            if self._is_socket:
+                with system.borrowed_socket(self._fd) as sock:
+                    return sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # another process was quicker
+            return 0
+        # A pipe that has room at all has room for this much.
+        return os.write(self._fd, data if self._poll is None else data[:_PIPE_BUF])
+
+
+def _open_anew(pipe: int) -> int:
+    """A descriptor that writes to the same pipe and never waits; -1 where that cannot be had (Linux, proc(5)).
+
+    To have been told that there is room is not enough: another process may take it. And the flag that makes writing
+    fail instead is one of what was opened, which other processes share, and which may expect to wait.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
