@@ -6,6 +6,7 @@ import contextvars
 import gc
 import itertools
 import math
+import random
 import weakref
 from collections import deque
 
@@ -705,6 +706,50 @@ async def test_context_variables_end_with_the_job():
         await pool.schedule(job, "e")
     variable.reset(token)
     assert seen == ["around", "around", "around", "around", "d", "around"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_context_variables_of_jobs_that_wait_in_every_way(seed):
+    """Suspended, detached or parked, resumed by whatever worker: each sees what it has set itself, and nothing else."""
+    chance = random.Random(seed)
+    wrong, done = [], []
+    parked = []
+
+    async def job(pool, number, steps):
+        mine = "around"
+        for step in ("look", *steps):
+            if variable.get() != mine:
+                wrong.append((number, step, variable.get()))
+            if step == "set":
+                mine = f"{number}.{len(done)}"
+                variable.set(mine)
+            elif step == "other":
+                contextvars.ContextVar("other").set(number)
+            elif step == "yield":
+                await trio.lowlevel.checkpoint()
+            elif step == "detach":
+                await trio.sleep(0.02)
+            elif step == "park":
+                parked.append(waiter := pool.waiter())
+                await waiter.wait()
+        done.append(number)
+
+    token = variable.set("around")
+    async with TaskPool(3, slot_grace=0.005) as pool:
+        for number in range(60):
+            steps = chance.choices(["set", "other", "yield", "yield", "detach", "park"], k=chance.randrange(5))
+            await pool.schedule(job, pool, number, steps)
+            for _ in range(chance.randrange(3)):
+                await trio.lowlevel.checkpoint()
+            while parked and chance.random() < 0.5:
+                parked.pop(chance.randrange(len(parked))).wake()
+        with trio.fail_after(10):
+            while len(done) < 60:
+                while parked:
+                    parked.pop().wake()
+                await trio.sleep(0.001)
+    variable.reset(token)
+    assert wrong == []
 
 
 async def test_a_job_is_let_go_when_it_is_done():

@@ -151,6 +151,42 @@ async def test_what_cannot_be_answered_says_why(target, status, words):
         assert words in answer.body
 
 
+@pytest.mark.parametrize(
+    "target, body, status",
+    [
+        ("kick", '{"id": []}', 400),
+        ("kick", '{"id": {}}', 400),
+        ("kick", '{"id": "\\ud800"}', 400),
+        ("kick", '{"id": "1-1", "code": 1e400}', 400),
+        ("kick", '{"id": "1-1", "worker": []}', 404),
+        ("kick", '{"id": "1-1", "format": []}', 400),
+        ("kick", '{"id": "' + "9" * 5000 + '-1"}', 502),
+        ("tracemalloc", '{"on": []}', 400),
+        ("tracemalloc", '{"on": true, "frames": 1e400}', 400),
+        ("profile", '{"seconds": NaN}', 400),
+        ("profile", '{"seconds": 1e400}', 400),
+        ("broadcast", '{"text": "\\ud800"}', 400),
+    ],
+)
+async def test_nonsense_is_the_askers_mistake(target, body, status, caplog):
+    """Values of any type and size: no error of ours, no traceback in the log, and nothing is done."""
+    async with pages() as (_, server):
+        answer = await fetch(server, f"/debug/{target}", "X-Trionet: 1", method="POST", body=body)
+        assert answer.status == status
+    assert caplog.records == []
+
+
+async def test_the_newest_of_two_workers_with_one_number():
+    """While an old one drains, its number means its successor."""
+    fleet = Fleet({"on": True}, {"on": True})
+    old, new = fleet.workers.values()
+    old.number = new.number = 1
+    new.generation = 2
+    async with open_server(HttpProtocol(routes(fleet))) as server:
+        await fetch(server, "/debug/handlers.json?worker=1")
+    assert [worker for _, worker, _ in fleet.asked] == [new.pid]
+
+
 async def test_a_kick_and_a_word_to_all_by_post():
     """Parameters are a JSON object; what the worker says comes back."""
     async with pages() as (looked, server):

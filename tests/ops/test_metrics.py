@@ -62,7 +62,9 @@ async def test_messages_and_bytes():
         assert read(at.server, "messages_sent") == 5
         header, mask = 2, len(KEY)
         received = [3, 5, 3, 0, 3, 2, 3]
-        assert read(at.server, "received_bytes") - before[0] == sum(received) + len(received) * (header + mask)
+        assert read(at.server, "received_bytes") - before[0] == sum(received) + len(received) * (
+            header + mask
+        )
         assert read(at.server, "sent_bytes") - before[1] == 3 + 5 + 3 + 3 + 5 + 6 * header  # with a Pong
 
 
@@ -119,12 +121,13 @@ async def test_broadcasts():
             taken = trionet.broadcast(at.server.websockets, message)
             sent += taken
             skipped = 4 - taken
-            for peer in peers:
+            queues = read(at.server, "send_queue_connections"), read(at.server, "send_queue_bytes")
+            for peer in peers:  # meanwhile the kernel may take more
                 await peer.frame()
         assert read(at.server, "messages_sent") == sent
         assert read(at.server, "slow_consumers", action="skip") == skipped
-        assert read(at.server, "send_queue_connections") == 1
-        assert read(at.server, "send_queue_bytes") > 0
+        assert queues[0] == 1
+        assert queues[1] > 0
 
 
 @pytest.mark.parametrize(
@@ -382,7 +385,7 @@ async def test_the_page_as_openmetrics():
 
 
 async def test_metrics_of_the_application():
-    """A function that returns families; a name that is no name is an error for the operator, not a broken page."""
+    """A function that returns families; what it must not return is in `test_metrics_exact`."""
 
     def families(server):
         assert server is at.server
@@ -390,12 +393,6 @@ async def test_metrics_of_the_application():
 
     async with serving(Echo()) as at, paged({"/metrics": Metrics(at.server, families)}) as port:
         assert parsed((await get(port))[1])["shop_orders_total",] == 42
-    async with serving(Echo()) as at:
-        bad = Metrics(at.server, lambda _: [Family("no-name", "gauge", "").add(1)])
-        async with paged({"/metrics": bad}) as port:
-            head, body = await get(port)
-            assert head.startswith("HTTP/1.1 500")
-            assert "no-name" in body
 
 
 async def test_one_process_and_its_admin_page():

@@ -189,7 +189,6 @@ class ClientWebSocket(WebSocket):
         if self._state & 7 != OPEN:
             raise self._not_open()
         frame = _encode(message)
-        self.protocol.counts.sent += 1
         pool = self.engine.pool
         pool.credit -= 1
         if pool.credit < 0 or (task := pool.shown) is None or task._cancel_status is not pool.status:
@@ -198,6 +197,7 @@ class ClientWebSocket(WebSocket):
                 raise self._not_open()
         if pool.cork is not None and pool.job is self:
             if self._out is None:
+                self.protocol.counts.sent += 1
                 self._emit(frame)
                 return
             self.uncork()
@@ -206,6 +206,7 @@ class ClientWebSocket(WebSocket):
         self.write(frame)
         if self.fd < 0:
             raise self.closed_error()
+        self.protocol.counts.sent += 1
 
     def write(self, data: bytes) -> None:
         """Whole frames, masked here (5.3); before the connection is open, the request as it is."""

@@ -317,7 +317,8 @@ class Connection:
         elif self._state & _STATE == CLOSED:
             self._state += GONE - CLOSED
             if not self._state & FRESH and (closed := self.closed) is not None:
-                code = closed.code if closed.reason != _DETACHED else 0
+                detached = closed.code == 1006 and closed.reason == _DETACHED  # no peer can say 1006
+                code = 0 if detached else closed.code
                 self.protocol.counts.note_closed(code, closed.by)
             lost = self.protocol.lost(self)
             if lost is not None:
@@ -423,9 +424,9 @@ class Connection:
         Does nothing on a closed connection. Crossing the protocol's `hard_limit` closes the connection: whoever may
         send much asks `throttled` first, or awaits `wait_writable`.
         """
-        self.protocol.counts.sent_bytes += len(data)
         out = self._out
         if out is not None:
+            self.protocol.counts.sent_bytes += len(data)
             out.append(data)
             if self.throttled:
                 self.pause_reading()
@@ -446,6 +447,7 @@ class Connection:
         except OSError as error:
             self.abort(broken(error))
             return
+        self.protocol.counts.sent_bytes += len(data)
         if sent != len(data):
             self._queue(data, sent)
 

@@ -28,7 +28,7 @@ class Counts:
         closed: Those of them that have ended, by close code and `ConnectionClosed.by`. Code 0: given away as a stream.
         handshakes: Microseconds from accepting a connection to its being open, where the peer had to say something.
         received: WebSocket messages.
-        sent: WebSocket messages that were given to be sent.
+        sent: WebSocket messages that the kernel or the queue took; those that were dropped from the queue later, too.
         received_bytes: Of all reads.
         sent_bytes: Of all that was written or queued.
         sent_events: Server-Sent Events.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from time import perf_counter_ns
@@ -61,7 +62,7 @@ class Engine:
         self.begun: dict[int, int] = {}  # when those were accepted, in ns, by descriptor
         self.opened = 0
         self.overflowed = 0
-        self.born: list[int] | None = None  # tick of accepting by descriptor; kept when somebody wants to know
+        self.born: array[int] | None = None  # tick of accepting by descriptor; kept when somebody wants to know
         self.pings = random.getrandbits(62)  # what a Ping carries: not to be guessed by whoever sends Pongs
         self.stale = 0
         self.tls: Any = None  # what TLS connections share, made with the first: `tls_session.Workbench`
@@ -179,11 +180,12 @@ class Engine:
     def _place(self, fd: int, job: Any) -> None:
         table = self.table
         if fd >= len(table):
-            table.extend([None] * max(len(table), fd + 1 - len(table)))
+            table.extend([None] * max(len(table) // 8, fd + 1 - len(table)))
         table[fd] = job
 
-    def _note_birth(self, born: list[int], fd: int) -> None:
-        born.extend([0] * (fd + 1 - len(born)))
+    def _note_birth(self, born: array[int], fd: int) -> None:
+        if fd >= len(born):
+            born.extend([0] * (fd + 1 - len(born)))
         born[fd] = self.tick
 
     def forget(self, fd: int) -> None:

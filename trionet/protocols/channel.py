@@ -423,8 +423,6 @@ class WebSocket(Connection):
             frame = (_BINARY[size] if size < 126 else _long_header(b"\x82", size)) + message
         else:
             frame = _encode(message)
-        counts = self.protocol.counts
-        counts.sent += 1
         pool = self.engine.pool
         pool.credit -= 1
         if pool.credit < 0 or (task := pool.shown) is None or task._cancel_status is not pool.status:
@@ -433,6 +431,7 @@ class WebSocket(Connection):
                 raise self._not_open()
         if pool.cork is not None and pool.job is self:  # as `_emit` does
             if self._out is None:
+                self.protocol.counts.sent += 1
                 pool.cork.append(frame)
                 pool.corked += len(frame)
                 if pool.rest is None or pool.corked >= _CORK_LIMIT:
@@ -441,7 +440,6 @@ class WebSocket(Connection):
             self.uncork()
         if (self._out is not None or self._rare is not None) and not await self._admit(frame):
             return
-        counts.sent_bytes += (size := len(frame))
         try:
             sent = self._put(self.fd, frame)
         except BlockingIOError:
@@ -449,6 +447,9 @@ class WebSocket(Connection):
         except OSError as error:
             self.abort(broken(error))
             raise self.closed_error() from error
+        counts = self.protocol.counts
+        counts.sent += 1
+        counts.sent_bytes += (size := len(frame))
         if sent != size:
             self._queue(frame, sent)
 
@@ -474,6 +475,7 @@ class WebSocket(Connection):
             elif self._out is None:
                 return True
             elif not self._full(frame, PARKED + len(frame)):
+                protocol.counts.sent += 1
                 self.write(frame)
                 return False
             elif protocol.slow_consumer is not SlowConsumer.WAIT:

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import tracemalloc
+from array import array
 from typing import Any
 
 import attrs
@@ -51,7 +52,7 @@ class _Commands:
         self.began = time.time()
         engine = server.engine
         if engine.born is None:
-            engine.born = []
+            engine.born = array("I")
 
     async def overview(self) -> dict[str, Any]:
         """The process and its server in numbers: `Server.statistics`, memory, versions, what is switched on."""

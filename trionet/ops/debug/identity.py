@@ -36,7 +36,7 @@ def identity(connection: Connection | DetachedStream) -> str | None:
 def find(engine: Engine, name: str) -> Connection | DetachedStream | None:
     """The connection that has this name now."""
     number = name.partition("-")[0]
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > 10:
         return None
     fd = int(number)
     found: Any = engine.table[fd] if fd < len(engine.table) else None

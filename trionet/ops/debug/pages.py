@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
@@ -42,6 +43,21 @@ def _flag(text: Any) -> bool:
     raise ValueError(text)
 
 
+def _text(value: Any) -> str:
+    """What JSON could say and UTF-8 could not: half of a surrogate pair. It would come back as an error of ours."""
+    if not isinstance(value, str | int):
+        raise ValueError(value)  # noqa: TRY004 - one kind of error for what cannot be read
+    str(value).encode()
+    return str(value)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
+
+
 _Parameters = Mapping[str, Callable[[Any], Any]]
 
 #: What can be looked at: its parameters, and the seconds a worker has to answer.
@@ -49,30 +65,30 @@ VIEWS: Final[dict[str, tuple[_Parameters, float]]] = {
     "overview": ({}, 2.0),
     "connections": (
         {
-            "state": str,
-            "flag": str,
-            "protocol": str,
-            "peer": str,
+            "state": _text,
+            "flag": _text,
+            "protocol": _text,
+            "peer": _text,
             "min_queued": int,
-            "min_silent": float,
-            "sort": str,
+            "min_silent": _finite,
+            "sort": _text,
             "limit": int,
         },
         5.0,
     ),
-    "connection": ({"id": str}, 5.0),
+    "connection": ({"id": _text}, 5.0),
     "tasks": ({"limit": int}, 5.0),
     "handlers": ({"limit": int}, 2.0),
-    "heap": ({"top": int, "objects": _flag, "timeout": float}, 60.0),
+    "heap": ({"top": int, "objects": _flag}, 60.0),
 }
 
 #: What can be done.
 CHANGES: Final[dict[str, tuple[_Parameters, float]]] = {
-    "kick": ({"id": str, "code": int, "reason": str, "reset": _flag}, 5.0),
-    "broadcast": ({"text": str}, 120.0),
+    "kick": ({"id": _text, "code": int, "reason": _text, "reset": _flag}, 5.0),
+    "broadcast": ({"text": _text}, 120.0),
     "timing": ({"on": _flag}, 2.0),
     "tracemalloc": ({"on": _flag, "frames": int}, 5.0),
-    "profile": ({"seconds": float, "rate": int, "method": str}, 20.0),
+    "profile": ({"seconds": _finite, "rate": int, "method": _text}, 20.0),
 }
 
 
@@ -161,7 +177,7 @@ class _Pages:
         if not isinstance(given, dict):
             raise refuse(400, "The parameters are a JSON object.")
         form = given.pop("format", "json")
-        if form not in ({"json", "collapsed", "speedscope"} if name == "profile" else {"json"}):
+        if form not in (("json", "collapsed", "speedscope") if name == "profile" else ("json",)):
             raise refuse(400, "format is json, or, of a profile, collapsed or speedscope.")
         document = await self._ask(name, CHANGES[name], given)
         if form != "json" and document["answers"] and "value" in document["answers"][0]:
@@ -189,12 +205,12 @@ class _Pages:
                 raise refuse(
                     400, f"{name} has no parameter {key!r}; it has {', '.join([*parameters, 'worker'])}."
                 )
-            if value in {"", None}:
+            if value is None or value == "":
                 continue
             try:
                 arguments[key] = parameters[key](value)
-            except (TypeError, ValueError):
-                raise refuse(400, f"{key} is {value!r}, which cannot be read.") from None
+            except (TypeError, ValueError, OverflowError):
+                raise refuse(400, f"{key} is {value!r:.100}, which cannot be read.") from None
         if name in REQUIRED and REQUIRED[name] not in arguments:
             raise refuse(400, f"{name} needs the parameter {REQUIRED[name]!r}.")
         timeout += float(arguments.get("seconds", 0)) if name == "profile" else 0.0
@@ -219,12 +235,13 @@ class _Pages:
 
     def _chosen(self, worker: Any) -> int | None:
         """The process id of a worker, given its number or that; None for all."""
-        if worker in {None, "", "all"}:
+        if worker in (None, "", "all"):
             return None
-        for each in self._fleet.workers.values():
+        # Of two with one number, an old one that drains and its successor, the new one.
+        for each in sorted(self._fleet.workers.values(), key=lambda each: -each.generation):
             if str(worker) in {str(each.number), str(each.pid)}:
                 return each.pid
-        raise refuse(404, f"There is no worker {worker!r}.")
+        raise refuse(404, f"There is no worker {worker!r:.100}.")
 
 
 def _status(document: dict[str, Any]) -> int:

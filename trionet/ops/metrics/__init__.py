@@ -5,7 +5,8 @@ runs only when somebody asks.
 
     model        Family, Snapshot: plain data, which JSON carries between processes; merge adds them up
     collect      a server → Snapshot; census: connections by state; process: memory, CPU, descriptors, versions
-    totals       sums over workers that come and go
+    own          the application's families, with distrust
+    totals       sums over workers that come and go; keep: a file for those of the gone
     exposition   families → text for Prometheus
     pages        the /metrics page; prometheus, otel: for who has a registry or a meter already
 """

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
@@ -16,6 +19,7 @@ import trio
 from trionet.net.counts import Counts
 from trionet.ops.metrics.census import Census, protocols
 from trionet.ops.metrics.model import Family, Snapshot, merge
+from trionet.ops.metrics.own import Own
 from trionet.ops.metrics.process import build_info, process_families, process_start
 from trionet.protocols.websocket import WebSocketProtocol
 from trionet.server import Server
@@ -53,6 +57,7 @@ class Collector:
         self.own = extra
         self.stalls = stalls
         self.census = Census(server)
+        self._own = Own()
 
     async def collect(self) -> Snapshot:
         """A snapshot; connections by state are at most two seconds old. Lets others run while it counts those."""
@@ -77,7 +82,12 @@ class Collector:
             *process_families(),
         ]
         if self.own is not None:
-            families += self.own(server)
+            failures = _counter(
+                "metrics_failures", "Mistakes in the application's own metrics; the log says which."
+            )
+            families.append(failures)
+            families += self._own.ask(self.own, server, {family.name for family in families})
+            failures.add(self._own.failures)
         return Snapshot(os.getpid(), process_start(), time.time(), families)
 
 
@@ -126,7 +136,9 @@ def _of_protocols(found: Iterable[Any]) -> list[Family]:
     )
     dropped = _counter("messages_dropped", "Messages and events that were dropped, by reason.")
     received = _counter("messages_received", "WebSocket messages received.")
-    sent = _counter("messages_sent", "WebSocket messages and Server-Sent Events given to be sent.")
+    sent = _counter(
+        "messages_sent", "WebSocket messages and Server-Sent Events that the kernel or the queue took."
+    )
     bytes_in = _counter("received_bytes", "Bytes read, TLS taken off.", "bytes")
     bytes_out = _counter("sent_bytes", "Bytes written or queued, before TLS.", "bytes")
     failures = _counter("handler_failures", "Exceptions that handlers did not catch.")
@@ -223,6 +235,25 @@ def _of_gate(server: Server) -> Iterator[Family]:
     overloaded = _gauge("overloaded", "1 while no new connection is served.", across="each")
     yield overloaded.add(int(server.overloaded is not None))
     yield _counter("overloads", "Times overload has begun.").add(statistics.overloads)
+    queues = [found for each in server.listeners if (found := _queue_of(each)) is not None]
+    if queues:
+        waiting, limits = zip(*queues, strict=True)
+        yield _gauge(
+            "listen_queue", "Connections in the kernel's queues, waiting to be accepted.", sum(waiting)
+        )
+        yield _gauge("listen_queue_limit", "Room in these queues; beyond it the kernel refuses.", sum(limits))
+
+
+def _queue_of(listener: Any) -> tuple[int, int] | None:
+    """How many wait to be accepted, and how many may: tcp_info's unacked and sacked, of a socket that listens."""
+    sock = listener.sock
+    if sys.platform != "linux" or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    except OSError:
+        return None
+    return struct.unpack_from("=II", info, 24)
 
 
 def _rejections(server: Server, statistics: Any) -> dict[str, int]:
@@ -278,6 +309,9 @@ def _of_loop(server: Server, stalls: Any) -> Iterator[Family]:
         yield _counter("loop_busy_seconds", "Time the event loop was busy.", "seconds").add(watch.busy)
         yield _counter("loop_turns", "Turns of the event loop.").add(watch.turns)
         yield _counter("loop_stalls", "Turns that took longer than the threshold.").add(watch.stalls)
+        yield _counter(
+            "loop_starved_seconds", "Time in such turns that the machine gave no processor.", "seconds"
+        ).add(watch.starved)
     try:
         tasks: int | None = trio.lowlevel.current_statistics().tasks_living
     except RuntimeError:  # asked from another thread

@@ -1,20 +1,23 @@
 """Sums over workers that come and go, in which a counter never goes back.
 
-What a worker had counted when it went stays counted, be it that it crashed: its last snapshot is kept. One that
-arrives after its end (it was on its way) takes the place of that.
+What a worker had counted when it went stays counted, be it that it crashed: its last snapshot is kept. A newer one
+takes the place of that, and shows that the worker lives: only its line was broken.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import attrs
 
 from trionet.ops.metrics.model import Family, Snapshot, merge
 
 __all__ = ["Totals"]
 
-_KEPT: Final = 64  # departed workers whose snapshot may still be replaced by a later one
+_KEPT: Final = 16  # departed workers whose snapshot may still be replaced by a later one
 
 
 class Totals:
@@ -25,17 +28,19 @@ class Totals:
         self._gone: dict[tuple[int, float], Snapshot] = {}
         self._folded: list[Family] = []  # of those gone long ago
         self._closed: deque[tuple[int, float]] = deque(maxlen=1000)  # who they were
+        self._since = math.inf
 
     def update(self, snapshot: Snapshot) -> None:
-        """A worker has told its numbers. Older ones than those known are ignored."""
+        """A worker has told its numbers, so it lives. Older ones than those known are ignored."""
         identity = snapshot.identity
         if identity in self._closed:
             return
+        self._since = min(self._since, snapshot.started)
         known = self._gone.get(identity)
         if known is not None:
-            if snapshot.taken > known.taken:
-                self._gone[identity] = snapshot
-            return
+            if snapshot.taken <= known.taken:
+                return
+            del self._gone[identity]
         known = self._live.get(snapshot.pid)
         if known is not None and known.identity != identity:
             if known.started > snapshot.started:  # a late word of the process that had this id before
@@ -56,18 +61,53 @@ class Totals:
             identity = next(iter(self._gone))
             self._closed.append(identity)
             parts = [("", self._folded), ("", _lasting(self._gone.pop(identity)))]
-            self._folded = merge(parts)
+            self._folded = merge(_agreeing(parts))
 
     def families(self, names: Mapping[int, str]) -> list[Family]:
         """The sums. `names`: what the label `worker` says of each live process; "" for none."""
-        parts = [(names.get(pid, str(pid)), each.families) for pid, each in sorted(self._live.items())]
-        parts += [("", _lasting(each)) for each in self._gone.values()]
+        newest = sorted(self._live.values(), key=lambda each: (-each.started, each.pid))
+        parts = [(names.get(each.pid, str(each.pid)), each.families) for each in newest]
+        parts += [("", _lasting(each)) for each in reversed(self._gone.values())]
         parts.append(("", self._folded))
-        return merge(parts)
+        return merge(_agreeing(parts))
 
     def started(self) -> float:
         """When the oldest of the counters began; 0 if there is none."""
-        return min((each.started for each in [*self._gone.values(), *self._live.values()]), default=0.0)
+        return self._since if self._since < math.inf else 0.0
+
+    # ------------------------------------------------- for whoever comes after this process
+
+    def to_json(self) -> dict[str, Any]:
+        """What those had counted that are gone. Those that live tell it themselves."""
+        return {
+            "since": self.started(),
+            "gone": [attrs.evolve(each, families=_lasting(each)).to_json() for each in self._gone.values()],
+            "folded": [family.to_json() for family in self._folded],
+            "closed": list(self._closed),
+        }
+
+    def restore(self, document: Mapping[str, Any]) -> None:
+        """Begin with what `to_json` gave. Raises `ValueError` for anything else."""
+        try:
+            gone = [Snapshot.from_json(each) for each in document["gone"]]
+            folded = [Family.from_json(each) for each in document["folded"]]
+            closed = [(int(pid), float(started)) for pid, started in document["closed"]]
+            since = float(document["since"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not what is kept of totals: {error!r}") from error
+        self._gone = {each.identity: each for each in gone}
+        self._folded = folded
+        self._closed.extend(closed)
+        self._since = since or math.inf
+
+
+def _agreeing(parts: Iterable[tuple[str, list[Family]]]) -> list[tuple[str, list[Family]]]:
+    """Without families that mean something else than in a part before: a new version may give a name a new meaning."""
+    kinds: dict[str, str] = {}
+    return [
+        (name, [family for family in families if kinds.setdefault(family.name, family.kind) == family.kind])
+        for name, families in parts
+    ]
 
 
 def _lasting(snapshot: Snapshot) -> list[Family]:
