@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
         "py:class",
         r"trionet\..*\.(Parked|Waiter|Rare|RequestBody|ProtocolInterface|AcceptGate|Control|Chunk|_\w+)",
     ),
-    ("py:class", r"trionet\..*\.(RawStream|StreamConnection|Codec)"),
+    ("py:class", r"trionet\..*\.(RawStream|StreamConnection|Codec|Format)"),
 ]
 
 

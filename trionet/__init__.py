@@ -7,7 +7,7 @@ Where things are, in the order to read them:
     protocols/channel   `WebSocket`, what handlers hold
     protocols/websocket the upgrade, and `WebSocketHandler`, what you write
     server              `serve`, `open_server`
-    ops/                running it: `supervisor` and `worker`, `metrics`, `debug`, `doctor`; cli/ is the command over them
+    ops/                running it: `supervisor` and `worker`, `metrics`, `debug`, `doctor`; cli/: the command
     client/client       `connect_websocket`, `open_client`; client/reconnecting: one that comes back
     net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
     wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
@@ -57,6 +57,7 @@ from trionet.net.tls import TlsHandshake as TlsHandshake
 from trionet.net.tls import server_tls_context as server_tls_context
 from trionet.net.tls_session import TlsStatistics as TlsStatistics
 from trionet.net.wheel import WheelStatistics as WheelStatistics
+from trionet.ops.application import Application as Application
 from trionet.protocols.base import Protocol as Protocol
 from trionet.protocols.channel import MessageStream as MessageStream
 from trionet.protocols.channel import PreparedMessage as PreparedMessage
@@ -104,6 +105,7 @@ __all__ = [
     "Accept",
     "AddressLimit",
     "AdmissionPolicy",
+    "Application",
     "Backoff",
     "Client",
     "ClientStatistics",

@@ -45,7 +45,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 import trionet
-from trionet.ops.application import Application
 
 from .room import House, Person, Refusal
 
@@ -231,10 +230,10 @@ def protocol(chat: Chat) -> trionet.WebSocketProtocol:
     )
 
 
-def app() -> Application:
+def app() -> trionet.Application:
     """What ``trionet serve examples.chat`` serves: a chat of its own for each process."""
     chat = Chat()
-    return Application(protocol(chat), lifespan=chat.lifespan)
+    return trionet.Application(protocol(chat), lifespan=chat.lifespan)
 
 
 def main(arguments: list[str] | None = None) -> None:

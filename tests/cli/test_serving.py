@@ -135,6 +135,50 @@ def test_an_application_that_cannot_be_loaded_shows_its_own_traceback(here, caps
     assert text.rstrip().endswith("error: broken_shop cannot be loaded, for the error above")
 
 
+def test_a_syntax_error_shows_its_line_and_nothing_of_ours(here, capsys):
+    """It has no frame of its own; where it is stands in the error."""
+    (here / "typo_shop.py").write_text("async def app(ws)\n    pass\n")
+    assert main(["serve", "typo_shop.py", "--port", "0"]) == 1
+    text = capsys.readouterr().err
+    assert 'typo_shop.py", line 1' in text
+    assert "trionet/ops" not in text
+    assert "importlib" not in text
+    assert text.rstrip().endswith("error: typo_shop.py cannot be loaded, for the error above")
+
+
+LIFESPAN = """
+from contextlib import asynccontextmanager
+import trionet
+
+@asynccontextmanager
+async def lifespan({parameter}):
+    raise ConnectionRefusedError("no database")
+    yield
+
+app = trionet.Application(trionet.LineProtocol(lambda *_: None), lifespan=lifespan)
+"""
+
+
+@pytest.mark.parametrize(
+    "parameter, reason",
+    [
+        ("server", "ConnectionRefusedError: no database"),
+        ("", "TypeError: lifespan() takes 0 positional arguments"),
+    ],
+)
+def test_a_lifespan_that_fails_shows_its_own_traceback(here, capsys, parameter, reason):
+    """Be it raised in the lifespan, by calling it wrongly: no groups, no frames of trionet, and what has failed."""
+    (here / "lost_shop.py").write_text(LIFESPAN.format(parameter=parameter))
+    assert main(["serve", "lost_shop.py", "--port", "0"]) == 1
+    text = capsys.readouterr().err
+    assert reason in text
+    assert "Group" not in text
+    assert "trionet/ops" not in text
+    assert text.rstrip().endswith(
+        "error: lost_shop.py did not start: its lifespan failed, for the error above"
+    )
+
+
 def test_an_application_that_is_not_there_is_a_usage_error(here, capsys):
     """No traceback, exit code 2."""
     assert main(["serve", "no_such_shop:app", "--port", "0"]) == 2
@@ -202,7 +246,7 @@ def test_the_lines_say_what_workers_share():
     assert said["at"] == "ws://127.0.0.1:80/  http://127.0.0.1:80/  (and all other addresses of this machine)"
     assert said["room for"] == "4,000 connections (4 times 1,000)"
     assert said["workers"].startswith("4;")
-    assert said["admin"] == "http://x/  /metrics /healthz /readyz /debug/"
+    assert said["admin"] == "http://x/  /metrics /healthz /readyz /workers /debug/"
     assert "5 s" in said["stop"]
     assert "working directory" in said["reload"]
 

@@ -107,7 +107,7 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(name, text, part):
 @pytest.mark.parametrize(
     "line, error",
     [
-        ("port = true", "port is True; it must be a whole number"),
+        ("port = true", "port is true; it must be a whole number"),
         ("debug = 1", "debug is 1; it must be true or false"),
         ("host = 1", "host is 1; it must be text in quotes"),
         ("grace = nan", "grace is nan; it must be a number"),

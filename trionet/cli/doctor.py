@@ -30,47 +30,43 @@ WIDTH: Final = 80
 
 def doctor(
     *,
-    connections: Annotated[int, Parameter(name=["--connections", "-n"])] = 10_000,
-    workers: str = "auto",
-    handler: Literal["events", "straight", "task"] = "events",
-    tls: Annotated[bool, Parameter(negative=())] = False,
-    local_clients: Annotated[bool, Parameter(negative=())] = False,
-    port: int = 8080,
-    ping_interval: float = 20.0,
-    reserve: int = 64,
-    pid: int | None = None,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    connections: Annotated[int, Parameter(name=["--connections", "-n"], metavar="N")] = 10_000,
+    workers: Annotated[str, Parameter(metavar="N")] = "auto",
+    handler: Annotated[
+        Literal["events", "straight", "task"], Parameter(metavar="events|straight|task", show_choices=False)
+    ] = "events",
+    tls: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    local_clients: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    port: Annotated[int, Parameter(metavar="PORT")] = 8080,
+    ping_interval: Annotated[float, Parameter(metavar="SECONDS")] = 20.0,
+    reserve: Annotated[int, Parameter(metavar="N")] = 64,
+    pid: Annotated[int | None, Parameter(metavar="PID")] = None,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), show_default=False)] = False,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Say what this machine lacks for so many connections, and what would fix it.
 
     Reads limits of the kernel, the process and its control group; changes nothing and needs no privileges. The limits
     are those of this shell: a service has its own, ask for them by `--pid`. Exit code 0: it suffices; 1: it does not.
 
-    Parameters
-    ----------
-    connections:
-        How many connections the server shall hold.
-    workers:
-        Worker processes; auto: as many as processors, or as the limit on open files makes necessary.
-    handler:
-        What serves them: event methods, one coroutine each, or a Trio task each.
-    tls:
-        Connections speak TLS.
-    local_clients:
-        The clients, or a proxy in front, run on this machine too.
-    port:
-        Port the server listens on.
-    ping_interval:
-        Seconds between keepalive pings; 0: none.
-    reserve:
-        Descriptors of a worker besides its connections (databases, files).
-    pid:
-        Ask for the limits of this process instead of the shell's.
-    verbose:
-        Explain what is in order, too.
-    json:
-        Print one JSON document.
+    Examples::
+
+      trionet doctor --connections 100000
+      trionet doctor -n 50000 --handler straight --tls
+      trionet doctor -n 50000 --pid "$(systemctl show -p MainPID --value shop)"
+
+    Args:
+        connections: how many connections the server shall hold
+        workers: worker processes; auto: as many as processors, or as the limit on open files makes necessary
+        handler: what serves them: event methods, one coroutine each, or a Trio task each
+        tls: connections speak TLS
+        local_clients: the clients, or a proxy in front, run on this machine too
+        port: port the server listens on
+        ping_interval: seconds between keepalive pings; 0: none
+        reserve: descriptors of a worker besides its connections (databases, files)
+        pid: ask for the limits of this process instead of the shell's
+        verbose: explain what is in order, too
+        json: print one JSON document
     """
     plan = Plan(
         connections=connections,

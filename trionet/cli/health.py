@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import time
 from typing import Annotated, Any
@@ -113,7 +114,8 @@ def parse_target(url: str, path: str | None = None) -> Target:
         port = parts.port
     except ValueError as error:
         raise ConfigurationError(f"{url!r} is no URL: {error}") from error
-    if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname:
+    # "ws+unix:/path" has the form of a host without a port
+    if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname or parts.netloc.endswith(":"):
         raise ConfigurationError(
             f"{url!r} is not what can be asked; write http://host:port/path or unix:/path"
         )
@@ -207,6 +209,8 @@ def _reason(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not trusted: {error.verify_message}"
+    if isinstance(error, socket.gaierror):  # its numbers are not those of errno
+        return f"the host cannot be found: {error.strerror}"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     if error.__cause__ is not None:

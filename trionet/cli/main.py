@@ -49,6 +49,8 @@ COMMANDS = {
     ),
 }
 
+NUMBERS = {int: "a whole number", float: "a number"}
+
 EPILOGUE = """\
 Examples:
   trionet demo chat --open
@@ -129,6 +131,18 @@ def _wording(error: cyclopts.CycloptsError) -> str:
     """Say what is wrong with the command line."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"there is one argument too many: {(error.unused_tokens or [''])[0]!r}"
+    if isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        return (
+            f"{name.lstrip('-').upper()} is missing"
+            if error.argument.index is not None
+            else f"{name} needs a value"
+        )
+    if isinstance(error, cyclopts.CoercionError) and error.token is not None and error.target_type in NUMBERS:
+        token = error.token
+        return (
+            f"{token.keyword or 'the argument'} is {token.value!r}; it must be {NUMBERS[error.target_type]}"
+        )
     error.verbose = False
     return str(error)
 

@@ -44,7 +44,8 @@ def convert(name: str, value: Any) -> Any:
         fits = isinstance(value, int) and bool(kinds & {int, float})
     if fits:
         return value
-    raise ValueError(f"is {value!r}; it must be {wording(wanted)}")
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)  # as TOML has it
+    raise ValueError(f"is {shown}; it must be {wording(wanted)}")
 
 
 def _parse(name: str, text: str, kinds: set[Any]) -> Any:

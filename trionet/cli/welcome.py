@@ -56,7 +56,7 @@ def _say(settings: ServeSettings, urls: Sequence[str], admin: Sequence[str], roo
     # A reader of stdout that has gone is no reason to stop serving (rich makes a SystemExit of it).
     with suppress(OSError, SystemExit):
         for label, text in lines(settings, urls, admin, room):
-            out.print(Text.assemble((f"  {label:<9}", "dim"), text))
+            out.print(Text.assemble((f"  {label:<9}", "dim"), text), soft_wrap=True)
         out.file.flush()
 
 
@@ -77,7 +77,7 @@ def lines(
                 ),
             )
         )
-    pages = "/metrics /healthz /readyz" + (" /debug/" if settings.debug else "")
+    pages = "/metrics /healthz /readyz /workers" + (" /debug/" if settings.debug else "")
     found += [("admin", Text(f"{url.removeprefix('http+')}  {pages}")) for url in admin]
     each = f" ({settings.workers} times {room:,})" if settings.workers > 1 else ""
     found.append(("room for", Text(f"{room * settings.workers:,} connections{each}")))

@@ -18,7 +18,7 @@ from trionet.client.load.report_parts import (
     when,
 )
 from trionet.client.load.report_plots import LATENCIES, of_run, thinned
-from trionet.client.load.result import PERCENTILES, HistogramDocument, Result, Threshold
+from trionet.client.load.result import PERCENTILES, HistogramDocument, Result, Threshold, outcome_word
 
 __all__ = ["FAILURES", "page_of_run"]
 
@@ -36,7 +36,7 @@ def page_of_run(result: Result) -> str:
     """Return the page of one run."""
     title = f"{result['scenario']}: {result['target']}"
     body = [
-        header(f"Load: {title}", result["outcome"]),
+        header(f"Load: {title}", outcome_word(result)),
         f'<p class="soft">{text(when(result))}</p>',
         callout(result["warnings"]),
         _tiles(result),

@@ -19,8 +19,8 @@ from trionet.client.load.result import Environment, HistogramDocument, Result
 
 __all__ = ["Markup", "at", "callout", "environment", "header", "page", "plots", "table", "text", "when"]
 
-_BADGES = {"passed": "good", "failed": "bad", "interrupted": "warn"}
-_MARKS = {"passed": "✓", "failed": "✗", "interrupted": "■"}
+_BADGES = {"passed": "good", "done": "good", "failed": "bad", "interrupted": "warn"}
+_MARKS = {"passed": "✓", "done": "✓", "failed": "✗", "interrupted": "■"}
 
 
 class Markup(str):

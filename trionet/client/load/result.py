@@ -23,6 +23,7 @@ __all__ = [
     "Result",
     "Threshold",
     "Totals",
+    "outcome_word",
     "summary",
     "to_json",
 ]
@@ -115,6 +116,11 @@ class Threshold(TypedDict):
     value: float | None
     unit: str  # us, 1, 1/s
     passed: bool
+
+
+def outcome_word(result: Result) -> str:
+    """The outcome in a word for people: a run without conditions has not passed anything, it is done."""
+    return "done" if result["outcome"] == "passed" and not result["thresholds"] else result["outcome"]
 
 
 class Result(TypedDict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trionet.client.load.result import Point, Result
+from trionet.client.load.result import Point, Result, outcome_word
 
 __all__ = ["duration_text", "point_line", "result_text"]
 
@@ -48,7 +48,7 @@ def point_line(point: Point, result: Result) -> str:
 def result_text(result: Result) -> str:
     """What a person wants to know in the end."""
     totals, environment = result["totals"], result["environment"]
-    lines = [f"{result['scenario']} against {result['target']}: {result['outcome']}", ""]
+    lines = [f"{result['scenario']} against {result['target']}: {outcome_word(result)}", ""]
     lines.extend(
         f"  {phase['name']:<12} {phase['ended'] - phase['began']:8.2f} s" for phase in result["phases"]
     )
@@ -89,7 +89,8 @@ def result_text(result: Result) -> str:
     memory = environment["pss_bytes"]
     lines += [
         "",
-        f"  generator    {environment['processes']} processes, {environment['cpu_seconds']:.1f} s of CPU"
+        f"  generator    {environment['processes']} process{'es' if environment['processes'] > 1 else ''}, "
+        f"{environment['cpu_seconds']:.1f} s of CPU"
         + (f", {memory / 2**20:.0f} MiB" if memory is not None else ""),
     ]
     for threshold in result["thresholds"]:
