@@ -3,159 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-
-import trionet
+from served import APP, ask, children_of, codes, running, until, until_readyz, until_workers, waiting_on
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-PROGRAM = """
-import sys, json
-import logging
-logging.basicConfig(level="INFO", format="%(message)s")
-from trionet.ops.settings import ServeSettings
-from trionet.ops.supervisor import run
-settings = ServeSettings(**json.loads(sys.argv[1]))
-sys.exit(run(settings, None, lambda urls: print("READY", *urls, flush=True)))
-"""
-
-APP = """
-import os
-import trionet
-
-VERSION = "one"
-
-class Who(trionet.WebSocketHandler):
-    async def on_message(self, ws, message):
-        if message == "hang":
-            import time
-            time.sleep(60)
-        await ws.send(f"{VERSION} {os.getpid()}")
-
-app = trionet.WebSocketProtocol(Who(), ping_interval=None)
-"""
-
-
-class Served:
-    """A supervisor in a process of its own."""
-
-    def __init__(self, folder: Path, app: str = APP, **settings: Any) -> None:
-        self.folder = folder
-        self.file = folder / "served_app.py"
-        self.file.write_text(textwrap.dedent(app))
-        self.admin = str(folder / "admin")
-        options = {"app": str(self.file), "port": 0, "workers": 2, "admin": f"unix:{self.admin}", "grace": 10}
-        options.update(settings)
-        self.log = folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, json.dumps(options)],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    async def ready(self) -> str:
-        """Wait until all workers accept; the address."""
-        assert self.process.stdout is not None
-        line = await trio.to_thread.run_sync(self.process.stdout.readline, abandon_on_cancel=True)
-        words = line.decode().split()
-        assert words[:1] == ["READY"], self.said()
-        return words[1]
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    async def says(self, text: str, count: int = 1) -> None:
-        await until(lambda: self.said().count(text) >= count)
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    async def status(self) -> int:
-        return await trio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
-
-    async def get(self, path: str) -> tuple[int, str]:
-        """A page of the admin address."""
-        stream = await trio.open_unix_socket(self.admin)
-        async with stream:
-            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            data = b"".join([piece async for piece in stream])
-        head, _, body = data.decode().partition("\r\n\r\n")
-        return int(head.split()[1]), body
-
-    async def workers(self) -> list[dict[str, Any]]:
-        return json.loads((await self.get("/workers"))[1])["workers"]
-
-    def end(self) -> None:
-        """Whatever happened: no process is left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what happens in another process."""
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 - no event crosses processes
-            await trio.sleep(0.02)
-
-
-async def until_workers(
-    served: Served, condition: Callable[[list[dict[str, Any]]], bool]
-) -> list[dict[str, Any]]:
-    """Wait until /workers shows what is wanted."""
-    with trio.fail_after(20):
-        while True:
-            rows = await served.workers()
-            if condition(rows):
-                return rows
-            await trio.sleep(0.02)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Start supervisors; each is ended with the test."""
-    started: list[Served] = []
-
-    def begin(app: str = APP, **settings: Any) -> Served:
-        folder = tmp_path / str(len(started))
-        folder.mkdir()
-        started.append(Served(folder, app, **settings))
-        return started[-1]
-
-    yield begin
-    for served in started:
-        served.end()
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[trionet.WebSocketClient]:
-    """A client that sends no pings."""
-    async with trionet.open_client(ping_interval=None) as client:
-        yield client
-
-
-async def ask(client: trionet.WebSocketClient, url: str) -> tuple[str, int]:
-    """Version and process of a worker that answers."""
-    async with client.connect(url) as ws:
-        await ws.send("?")
-        version, pid = str(await ws.receive()).split()
-        return version, int(pid)
 
 
 async def test_connections_are_spread_over_the_workers(start: Any, client: Any) -> None:
@@ -244,29 +102,6 @@ async def test_what_waits_in_the_queue_of_a_killed_worker_is_served_by_its_succe
     assert row["pid"] not in {pid for _, pid in answered}
 
 
-async def until_readyz(served: Served, status: int) -> str:
-    """What it says; the admin process hears of a change a moment later."""
-    with trio.fail_after(20):
-        while True:
-            found, word = await served.get("/readyz")
-            if found == status:
-                return word
-            await trio.sleep(0.02)
-
-
-async def codes(connections: list[trionet.ClientWebSocket]) -> set[int]:
-    """The close codes of all, once they have ended."""
-    for ws in connections:
-        await ws.wait_closed()
-    return {ws.closed.code for ws in connections if ws.closed is not None}
-
-
-def waiting_on(port: int) -> int:
-    """Established connections with that local port, as the kernel counts them."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01" for line in lines)
-
-
 async def test_a_crash_costs_only_its_own_connections(start: Any, client: Any) -> None:
     """One of two workers is killed: those of the other do not notice, and its place is filled again."""
     served = start()
@@ -346,19 +181,6 @@ async def test_workers_end_with_their_supervisor(start: Any) -> None:
     await until(lambda: not any(running(pid) for pid in pids))
 
 
-def running(pid: int) -> bool:
-    """Whether the process is there, and no zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # One that nobody reaps yet has ended all the same.
-    status = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return not status.startswith("Z") and bool(status.strip())
-
-
 async def test_the_admin_process_is_replaced(start: Any, client: Any) -> None:
     """It is killed: the server does not notice, and the workers find the new one."""
     served = start()
@@ -375,11 +197,6 @@ async def test_the_admin_process_is_replaced(start: Any, client: Any) -> None:
                 if all("connections" in row for row in await served.workers()):
                     break
             await trio.sleep(0.05)
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes it has started, and that are there."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def test_a_unix_socket_is_shared_by_the_workers(start: Any, client: Any, tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ GET /metrics    see `trionet.ops.metrics`
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 
 from trionet.net.listener import Endpoint
 from trionet.ops import metrics
-from trionet.ops.control import Agent, Asking, ControlError
+from trionet.ops.control import Agent, Asking
 from trionet.protocols.http import HttpProtocol
 from trionet.protocols.responders import HttpRequest, Responder, Response
 from trionet.server import Server, open_server
@@ -33,11 +36,12 @@ __all__ = ["Condition", "open_admin", "routes", "summary"]
 class Condition:
     """What the supervisor (or the one process) says of the whole: its `state`, and a row for each worker.
 
-    `state`: "starting", "serving", "stopping". Rows: number, pid, generation, state, since (seconds), restarts.
+    `state`: "starting", "serving", "stopping". Rows: number, pid, generation, state, since (by the monotonic clock, in
+    seconds; shown as an age), restarts. `workers` None: nobody says; those that can be asked.
     """
 
     state: str = "serving"
-    workers: list[dict[str, Any]] = attrs.field(factory=list)
+    workers: list[dict[str, Any]] | None = None
 
 
 def summary(server: Server) -> dict[str, Any]:
@@ -68,23 +72,24 @@ def routes(asking: Asking, condition: Condition) -> dict[str, Responder]:
     async def readyz(_: HttpRequest) -> Response:
         if condition.state != "serving":
             return _plain(503, condition.state)
-        answers = await asking.ask("summary", timeout=1.0)
-        found = [answer for answer in answers.values() if not isinstance(answer, ControlError)]
-        if not found:
-            return _plain(503, "no worker answers")
-        why = {_why_not(answer) for answer in found}
-        if None not in why:
-            return _plain(503, ", ".join(sorted(filter(None, why))))
-        return _plain(200, "ready")
+        why = await _reasons(asking)
+        if None in why:
+            return _plain(200, "ready")
+        return _plain(503, ", ".join(sorted(filter(None, why))) or "no worker answers")
 
     async def workers(_: HttpRequest) -> Response:
         answers = await asking.ask("summary", timeout=1.0)
-        table = condition.workers or [
-            {"number": each.number, "pid": each.pid, "generation": each.generation, "state": "serving"}
-            for each in asking.workers.values()
-        ]
+        table = condition.workers
+        if table is None:
+            table = [
+                {"number": each.number, "pid": each.pid, "generation": each.generation, "state": "serving"}
+                for each in asking.workers.values()
+            ]
         rows = []
-        for row in table:
+        for each in table:
+            row = dict(each)
+            if "since" in row:
+                row["age"] = round(max(0.0, time.monotonic() - row.pop("since")), 1)
             answer = answers.get(row["pid"])
             rows.append({**row, **(answer if isinstance(answer, dict) else {})})
         return Response.json(
@@ -92,6 +97,23 @@ def routes(asking: Asking, condition: Condition) -> dict[str, Responder]:
         )
 
     return {"/healthz": healthz, "/readyz": readyz, "/workers": workers}
+
+
+async def _reasons(asking: Asking) -> set[str | None]:
+    """Why workers are not ready; with None as soon as one is: one that hangs does not make a balancer wait."""
+    found: set[str | None] = set()
+    async with trio.open_nursery() as nursery:
+
+        async def one(pid: int) -> None:
+            answer = (await asking.ask("summary", worker=pid, timeout=1.0)).get(pid)
+            if isinstance(answer, dict):
+                found.add(_why_not(answer))
+                if None in found:
+                    nursery.cancel_scope.cancel()
+
+        for pid in list(asking.workers):
+            nursery.start_soon(one, pid)
+    return found
 
 
 def _why_not(answer: dict[str, Any]) -> str | None:
@@ -112,9 +134,12 @@ async def open_admin(
     *,
     debug: bool = False,
     more: Sequence[Callable[[Asking], Any]] = (),
+    keep: Path | None = None,
 ) -> AsyncIterator[Server]:
-    """Serve the admin pages on bound sockets for the length of the block."""
-    pages = routes(asking, condition) | metrics.routes(asking)
+    """Serve the admin pages on bound sockets for the length of the block. `keep`: see `metrics.routes`."""
+    pages = routes(asking, condition) | metrics.routes(
+        asking, rows=lambda: condition.workers or (), keep=keep
+    )
     if debug:
         from trionet.ops import debug as inside
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from os.path import isfile, realpath, split
+from types import TracebackType
 from typing import Any
 
 import attrs
@@ -18,7 +20,7 @@ from trionet.protocols.base import Protocol
 from trionet.protocols.websocket import WebSocketHandler, WebSocketProtocol
 from trionet.server import Server
 
-__all__ = ["Application", "load"]
+__all__ = ["Application", "load", "own_failure"]
 
 #: Looked for in a module, in this order, when the name says no attribute.
 ATTRIBUTES = ("app", "application", "protocol", "handler")
@@ -70,6 +72,36 @@ def load(spec: str) -> Application:
     return _as_application(value, f"{where}:{attribute}")
 
 
+def own_failure(error: BaseException) -> tuple[str, TracebackType | None]:
+    """What failed of the application when it was loaded and started, and the traceback without our part of it.
+
+    "" if that is not what `error` comes from. A syntax error has no traceback: where it is stands in the error itself.
+    """
+    trace = error.__traceback__
+    while trace is not None and _ours(trace) not in {__name__, "lifespan"}:
+        trace = trace.tb_next
+    if trace is None:
+        return "", None
+    what = "cannot be loaded" if _ours(trace) == __name__ else "did not start: its lifespan failed"
+    last = trace
+    while trace is not None and _ours(trace) in {__name__, "lifespan", "importlib", "contextlib"}:
+        last, trace = trace, trace.tb_next
+    if trace is not None:
+        return ("", None) if _ours(trace).startswith("trionet.") else (what, trace)
+    if isinstance(error, SyntaxError):
+        return what, None
+    # The loader's own errors say it all. A lifespan that is called wrongly has no frame either.
+    return (what, last) if _ours(last) == "contextlib" else ("", None)
+
+
+def _ours(trace: TracebackType) -> str:
+    """The module a frame is in; "lifespan" for the function of trionet that calls the application's."""
+    code, name = trace.tb_frame.f_code, str(trace.tb_frame.f_globals.get("__name__", ""))
+    if name == "trionet.server" and code.co_name == "open_server":
+        return "lifespan"
+    return "importlib" if name.startswith("importlib.") or "<frozen importlib" in code.co_filename else name
+
+
 def _as_application(value: Any, name: str, *, made: bool = False) -> Application:
     if isinstance(value, Application):
         return value
@@ -89,24 +121,30 @@ def _as_application(value: Any, name: str, *, made: bool = False) -> Application
             )
         if not parameters and not made:
             return _as_application(value(), f"{name}()", made=True)
+        if len(parameters) == 1 and inspect.isfunction(value):
+            raise ConfigurationError(f"{name} is no coroutine function; write async def {value.__name__}(ws)")
     raise ConfigurationError(
-        f"{name} is a {type(value).__name__}; it must be a trionet Application, a protocol, a WebSocketHandler, "
+        f"{name} is of type {type(value).__name__}; it must be an Application, a protocol, a WebSocketHandler, "
         "a coroutine function of a WebSocket, or a function without parameters that returns one of these"
     )
 
 
 def _parameters(function: Any) -> list[str]:
     """Names of the parameters that must be given."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, and does not say
+        return ["?"]
     return [
         name
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in signature.parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
     ]
 
 
 def _import_module(name: str) -> Any:
-    here = str(Path.cwd())
+    here = os.getcwd()  # noqa: PTH109
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does
     try:
@@ -120,17 +158,20 @@ def _import_module(name: str) -> Any:
 
 
 def _import_file(path: str) -> Any:
-    file = Path(path).resolve()
-    if not file.is_file():
+    file = realpath(path)  # `pathlib` would make 0.2 MB of it the worker's own
+    if not isfile(file):  # noqa: PTH113
         raise ConfigurationError(f"there is no file {path}")
-    folder = str(file.parent)
+    folder, base = split(file)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # as `python file.py` does
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    name = base.removesuffix(".py")
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) != file:
+        name = f"served_{name}"  # json.py is not to become everybody's json
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # for what looks itself up, as dataclasses do
+    sys.modules[name] = module  # for what looks itself up, as dataclasses do
     spec.loader.exec_module(module)
     return module
 

@@ -7,6 +7,7 @@ the application's own and are written in its code.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Literal, cast
@@ -20,7 +21,7 @@ __all__ = ["ServeSettings", "processors"]
 
 def _check(test: Callable[[Any], bool], wanted: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and not test(value):
+        if value is not None and (not test(value) or value == math.inf):
             raise ConfigurationError(f"{field.name} is {value!r}; it must be {wanted}")
 
     return check
@@ -153,7 +154,7 @@ class ServeSettings:
     )
     overload_action: Literal["wait", "reset", "answer"] = _setting(
         "wait",
-        "what happens then: they wait in the backlog, are reset, or get a 503",
+        "what happens then: newcomers wait in the backlog, are reset, or are answered with 503",
         "overload",
         validator=_names("wait", "reset", "answer"),
     )
@@ -168,7 +169,7 @@ class ServeSettings:
     )
 
     admin: str | None = _setting(
-        None, "host:port or unix:/path where /metrics, /healthz and /readyz are served", "operation"
+        None, "host:port or unix:/path where /metrics, /healthz, /readyz and /workers are served", "operation"
     )
     admin_public: bool = _setting(False, "allow an admin address that other machines reach", "operation")
     debug: bool = _setting(False, "mount /debug/ on the admin address", "operation")

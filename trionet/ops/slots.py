@@ -12,7 +12,10 @@ others follow, one at a time; each old worker stops accepting once its successor
 draining begin, so that nobody who is told to come back is told so twice.
 
 A crash is repaired at once if the worker had served for `STABLE` seconds, and after a growing pause if not; meanwhile
-connections wait in the slot's queue. A first start that fails ends everything: there is nothing to go back to.
+connections wait in the slot's queue. A worker that somebody else told to end is replaced while it drains. A first start
+that fails ends everything: there is nothing to go back to.
+
+Whoever is to be killed for being late or silent gets SIGABRT first, which makes it show where it is (faulthandler).
 """
 
 from __future__ import annotations
@@ -29,22 +32,9 @@ STABLE: Final = 10.0  # seconds of serving after which a crash counts as the fir
 BACKOFF_FIRST: Final = 0.25
 BACKOFF_MOST: Final = 15.0
 MARGIN: Final = 5.0  # seconds a worker gets beyond `grace` to end by itself
+_ABORT: Final = 2.0  # seconds between SIGABRT and SIGKILL
 
 State = Literal["starting", "serving", "retired", "draining"]
-
-
-@attrs.define(eq=False)
-class Child:
-    """A worker's process."""
-
-    pid: int
-    slot: int
-    generation: int
-    since: float
-    state: State = "starting"
-    deadline: float | None = None  # it is killed then
-    heard: float = 0.0
-    aborted: bool = False
 
 
 @attrs.frozen
@@ -67,6 +57,27 @@ class Rules:
     start_timeout: float = 60.0
     worker_timeout: float | None = 60.0
     patient: bool = False
+
+
+@attrs.define(eq=False)
+class Child:
+    """A worker's process. `rules`: those it was started by, and knows; a reload changes them for its successors."""
+
+    pid: int
+    slot: int
+    generation: int
+    since: float
+    rules: Rules
+    state: State = "starting"
+    deadline: float | None = None  # it is killed then
+    heard: float = 0.0
+    aborted: bool = False
+    outdated: bool = False  # killed while starting, because there may be newer code than it has loaded
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        return f"worker {self.slot} (pid {self.pid})"
 
 
 @attrs.define(eq=False)
@@ -94,7 +105,6 @@ class Slots:
         self._rolled = 0  # successors that are ready, in this roll
         self._roll = False
         self._exit = 0
-        self._stop_at: float | None = None
 
     # ---------------------------------------------------------------- events
 
@@ -105,14 +115,20 @@ class Slots:
     def forked(self, pid: int, slot: int, now: float) -> None:
         """A process for `slot` runs."""
         place = self.slots[slot]
-        child = Child(pid, slot, place.generation, now, deadline=now + self.rules.start_timeout, heard=now)
+        child = Child(pid, slot, place.generation, now, self.rules, heard=now)
+        child.deadline = now + self.rules.start_timeout
         self.children[pid] = child
         place.starting = child
+
+    def not_forked(self, slot: int, why: str, now: float) -> list[Act]:
+        """There is no process for `slot`: no memory, or too many processes. It is tried again, as after a crash."""
+        acts = [Act("say", text=f"worker {slot} cannot be started: {why}")]
+        return acts + self._start_failed(self.slots[slot], 1, now)
 
     def ready(self, pid: int, now: float) -> list[Act]:
         """A worker can serve, and accepts."""
         child = self.children.get(pid)
-        if child is None or child.state != "starting" or self.stopping:
+        if child is None or child.state != "starting" or child.outdated or self.stopping:
             return []
         slot = self.slots[child.slot]
         acts: list[Act] = []
@@ -121,7 +137,7 @@ class Slots:
         if old is not None:
             old.state = "retired"
             acts.append(Act("retire", pid=old.pid))
-            self._rolled += 1
+        self._rolled += self._roll
         if not self.ready_once and self.all_serving:
             self.ready_once = True
             acts.append(Act("say", text="ready"))
@@ -134,6 +150,28 @@ class Slots:
         if pid in self.children:
             self.children[pid].heard = now
 
+    def leaves(self, pid: int, now: float) -> list[Act]:
+        """A worker drains that was not told to by us: somebody sent it SIGTERM. Its place must not stay empty."""
+        child = self.children.get(pid)
+        if child is None or self.stopping or child.state not in {"serving", "retired"}:
+            return []
+        served, child.state = child.state == "serving", "draining"
+        self.drains(pid, now)
+        if not served:
+            return []
+        slot = self.slots[child.slot]
+        slot.serving = None
+        slot.restarts += 1
+        acts = [Act("say", text=f"{child.name} was told to end, and not by its supervisor: it drains")]
+        return acts if slot.starting is not None else [*acts, self._fork(slot)]
+
+    def away(self, seconds: float, now: float) -> None:
+        """The supervisor itself could not run for so long, and likely nobody could: silence says nothing then."""
+        for child in self.children.values():
+            child.heard = now
+            if child.deadline is not None:
+                child.deadline += seconds
+
     def ended(self, pid: int, status: int, now: float) -> list[Act]:
         """A process has ended. `status`: its exit code, or minus the signal's number."""
         child = self.children.pop(pid, None)
@@ -144,8 +182,10 @@ class Slots:
             return self._leave()
         if child.state in {"retired", "draining"}:
             return self._rolled_out()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        acts = [Act("say", text=f"worker {child.slot} (pid {pid}) {how}")]
+        if child.outdated:
+            slot.starting = None
+            return [self._fork(slot)]
+        acts = [Act("say", text=f"{child.name} {_how(status)}")]
         if child is slot.serving:
             slot.serving = None
             slot.restarts += 1
@@ -154,85 +194,64 @@ class Slots:
                 acts += self._retry(slot, now)
             return acts
         slot.starting = None
-        slot.failures += 1
-        if self.rules.patient and slot.serving is None:
-            self._roll, self.rolling = False, []
-            return [*acts, Act("say", text="waiting for a change")]
-        if not self.ready_once:
-            return [*acts, *self.stop(now, status if status > 0 else 1, at_once=True)]
-        if self._roll and not self._rolled and slot.serving is not None:
-            self._roll, self.rolling = False, []
-            acts.append(Act("say", text="the new code does not start; the workers there are go on"))
-            return acts
-        return acts + self._retry(slot, now)
+        return acts + self._start_failed(slot, status, now)
 
-    def hang_up(self, now: float) -> list[Act]:
+    def hang_up(self) -> list[Act]:
         """SIGHUP: a rolling restart. One that is asked for during another follows it."""
         if self.stopping:
             return []
         if self._roll:
             self.roll_again = True
-            return [Act("say", text="a restart is under way; another follows")]
-        self._roll, self._rolled = True, 0
-        self.rolling = list(self.slots)
-        for slot in self.slots.values():
-            if slot.starting is not None:  # it may have loaded the old code
-                slot.starting.deadline = now
-                self.rolling.remove(slot.number)
-        return [Act("say", text="rolling restart"), *self._roll_on(), *self.tick(now)]
+            return [Act("say", text="a restart is under way; another follows"), *self._hurry()]
+        return [Act("say", text="rolling restart"), *self._begin_roll()]
 
     def stop(self, now: float, status: int = 0, *, at_once: bool = False) -> list[Act]:
         """SIGTERM: drain all and end. A second call ends them at once."""
-        if self.stopping or at_once:
-            self._exit = self._exit or status
-            self.stopping = True
-            return [*(Act("kill", pid=pid, number=signal.SIGKILL) for pid in self.children), *self._leave()]
-        self.stopping = True
-        self._exit = status
+        again, self.stopping = self.stopping, True
+        self._exit = self._exit or status
+        for slot in self.slots.values():
+            slot.retry_at = None
         acts: list[Act] = []
+        if again or at_once:
+            acts += [Act("kill", pid=pid, number=signal.SIGKILL) for pid in self.children]
+            return [*acts, *self._leave()]
         for child in self.children.values():
             if child.state == "starting":
                 acts.append(Act("kill", pid=child.pid, number=signal.SIGKILL))
             elif child.state != "draining":
                 child.state = "draining"
                 acts.append(Act("drain", pid=child.pid))
-            child.deadline = now + self.rules.grace + MARGIN
+            self.drains(child.pid, now)
         return [*acts, *self._leave()]
 
     def tick(self, now: float) -> list[Act]:
         """The time has come that `next` named, or something happened."""
-        acts: list[Act] = []
-        for slot in self.slots.values():
-            if slot.retry_at is not None and slot.retry_at <= now and not self.stopping:
-                slot.retry_at = None
-                acts.append(self._fork(slot))
+        acts = [
+            self._fork(slot)
+            for slot in self.slots.values()
+            if slot.retry_at is not None and slot.retry_at <= now
+        ]
         for child in self.children.values():
             if child.deadline is not None and child.deadline <= now:
-                child.deadline = None
-                if child.state == "starting":
-                    acts.append(
-                        Act("say", text=f"worker {child.slot} (pid {child.pid}) was not ready in time")
-                    )
-                acts.append(Act("kill", pid=child.pid, number=signal.SIGKILL))
+                if child.aborted:
+                    child.deadline = None
+                    acts.append(Act("kill", pid=child.pid, number=signal.SIGKILL))
+                else:
+                    late = "was not ready in time" if child.state == "starting" else "did not end in time"
+                    acts += self._abort(child, late, now)
             elif self._hangs(child, now):
-                # SIGABRT shows where it hangs (faulthandler), SIGKILL follows.
-                child.aborted = True
-                child.deadline = now + 2.0
-                silence = f"gave no sign of life for {now - child.heard:.0f} s"
-                acts.append(Act("say", text=f"worker {child.slot} (pid {child.pid}) {silence}"))
-                acts.append(Act("kill", pid=child.pid, number=signal.SIGABRT))
+                acts += self._abort(child, f"gave no sign of life for {now - child.heard:.0f} s", now)
         return acts
 
     def next(self) -> float | None:
         """When `tick` is to be called at the latest."""
         times = [slot.retry_at for slot in self.slots.values()]
         times += [child.deadline for child in self.children.values()]
-        if self.rules.worker_timeout is not None:
-            times += [
-                child.heard + self.rules.worker_timeout
-                for child in self.children.values()
-                if child.state != "starting" and not child.aborted
-            ]
+        times += [
+            child.heard + child.rules.worker_timeout
+            for child in self.children.values()
+            if child.rules.worker_timeout is not None and child.state != "starting" and not child.aborted
+        ]
         return min((time for time in times if time is not None), default=None)
 
     # ---------------------------------------------------------------- about it
@@ -248,6 +267,11 @@ class Slots:
         return sum(slot.serving is not None for slot in self.slots.values())
 
     @property
+    def restarting(self) -> bool:
+        """Whether a rolling restart is under way."""
+        return self._roll and not self.stopping
+
+    @property
     def restarts(self) -> dict[int, int]:
         """By slot: how often its worker ended without being told to."""
         return {slot.number: slot.restarts for slot in self.slots.values()}
@@ -256,6 +280,7 @@ class Slots:
 
     def _fork(self, slot: _Slot) -> Act:
         slot.generation += 1
+        slot.retry_at = None
         return Act("fork", slot=slot.number, generation=slot.generation)
 
     def _retry(self, slot: _Slot, now: float) -> list[Act]:
@@ -265,14 +290,54 @@ class Slots:
         slot.retry_at = now + pause
         return [Act("say", text=f"worker {slot.number} starts again in {pause:.1f} s")]
 
+    def _start_failed(self, slot: _Slot, status: int, now: float) -> list[Act]:
+        slot.failures += 1
+        if self.rules.patient and slot.serving is None:
+            return self._end_roll("waiting for a change")
+        if not self.ready_once:
+            return self.stop(now, status if status > 0 else 1, at_once=True)
+        if self._roll and not self._rolled and slot.serving is not None:
+            return self._end_roll("the new code does not start; the workers there are go on")
+        return self._retry(slot, now)
+
+    def _abort(self, child: Child, why: str, now: float) -> list[Act]:
+        """Have it show where it is; SIGKILL follows."""
+        child.aborted = True
+        child.deadline = now + _ABORT
+        return [
+            Act("say", text=f"{child.name} {why}"),
+            Act("kill", pid=child.pid, number=signal.SIGABRT),
+        ]
+
     def _hangs(self, child: Child, now: float) -> bool:
-        timeout = self.rules.worker_timeout
+        timeout = child.rules.worker_timeout
         return (
             timeout is not None
             and child.state != "starting"
             and not child.aborted
             and now - child.heard >= timeout
         )
+
+    def _begin_roll(self) -> list[Act]:
+        self._roll, self._rolled, self.roll_again = True, 0, False
+        self.rolling = list(self.slots)
+        acts: list[Act] = []
+        for slot in self.slots.values():
+            if slot.starting is not None:  # it may have loaded the old code
+                slot.starting.outdated = True
+                self.rolling.remove(slot.number)
+                acts.append(Act("kill", pid=slot.starting.pid, number=signal.SIGKILL))
+        return [*acts, *(self._hurry() or self._roll_on())]
+
+    def _hurry(self) -> list[Act]:
+        """Start those again that wait after a failure: there may be better code now."""
+        waiting = [slot for slot in self.slots.values() if slot.retry_at is not None]
+        self.rolling = [number for number in self.rolling if self.slots[number] not in waiting]
+        return [self._fork(slot) for slot in waiting]
+
+    def _end_roll(self, text: str) -> list[Act]:
+        self._roll, self.rolling = False, []
+        return [Act("say", text=text), *(self._begin_roll() if self.roll_again else [])]
 
     def _roll_on(self) -> list[Act]:
         """The next successor, once the one before is ready; drain when all are."""
@@ -284,14 +349,15 @@ class Slots:
         for child in self.children.values():
             if child.state == "retired":
                 child.state = "draining"
-                child.deadline = None  # set by `draining`
                 acts.append(Act("drain", pid=child.pid))
         return acts or self._rolled_out()
 
     def drains(self, pid: int, now: float) -> None:
         """A worker was told to drain."""
         if pid in self.children:
-            self.children[pid].deadline = now + self.rules.grace + MARGIN
+            child = self.children[pid]
+            if not child.aborted:
+                child.deadline = now + child.rules.grace + MARGIN
 
     def _rolled_out(self) -> list[Act]:
         """After an old worker's end: whether the restart is complete."""
@@ -299,13 +365,17 @@ class Slots:
             return []
         if any(child.state in {"retired", "draining", "starting"} for child in self.children.values()):
             return []
-        self._roll = False
-        acts = [Act("say", text="restarted")]
-        if self.roll_again:
-            self.roll_again = False
-            self._roll, self._rolled, self.rolling = True, 0, list(self.slots)
-            acts += self._roll_on()
-        return acts
+        return self._end_roll("restarted")
 
     def _leave(self) -> list[Act]:
         return [] if self.children else [Act("exit", number=self._exit)]
+
+
+def _how(status: int) -> str:
+    """What a wait status means: an exit code, or minus a signal's number."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"was killed by signal {-status}"

@@ -13,8 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
-from typing import Any
+import tempfile
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Final
 
 import attrs
 
@@ -22,7 +23,16 @@ from trionet.errors import ConfigurationError
 from trionet.net.listener import Endpoint, bind, bind_unix
 from trionet.ops.settings import ServeSettings
 
-__all__ = ["Sockets", "admin_endpoint", "open_admin", "open_sockets", "remove_admin"]
+__all__ = [
+    "Sockets",
+    "admin_endpoint",
+    "occupy_standard_streams",
+    "open_admin",
+    "open_sockets",
+    "private_folder",
+]
+
+_PATH: Final = 103  # bytes of a Unix socket's path that every system has room for (Linux: 107)
 
 
 @attrs.define
@@ -31,16 +41,22 @@ class Sockets:
 
     of: dict[int, list[socket.socket]]
     path: str | None = None
+    _file: tuple[int, int] | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = _identity(self.path)
 
     def close(self) -> None:
-        """Close all, here; and remove the file."""
+        """Close all, here; and remove the file. A second call does nothing."""
         for sock in {id(sock): sock for socks in self.of.values() for sock in socks}.values():
             sock.close()
-        if self.path is not None:
+        # A successor may have made it anew: that one stays.
+        if self.path is not None and self._file is not None and self._file == _identity(self.path):
             try:
                 os.unlink(self.path)
             except OSError:
                 pass
+        self.path = None
 
     def keep(self, number: int) -> list[socket.socket]:
         """In a worker: close those of the others; the worker's own are returned."""
@@ -59,6 +75,15 @@ class Sockets:
         return len(self.of) > 1 and all(
             socks[0] is not first[0] for number, socks in self.of.items() if number != 1
         )
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    """Which file that is."""
+    try:
+        status = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status is not None else None
 
 
 def open_sockets(settings: ServeSettings, inherited: Sequence[int] = ()) -> Sockets:
@@ -105,9 +130,11 @@ def _bind_tcp(settings: ServeSettings, count: int) -> dict[int, list[socket.sock
 
 def _taken_over(fd: int) -> socket.socket:
     try:
-        return socket.socket(fileno=fd)
+        sock = socket.socket(fileno=fd)
     except OSError as error:
         raise ConfigurationError(f"descriptor {fd} is not a socket: {error.strerror}") from error
+    sock.set_inheritable(False)  # it came through an exec; what the application starts has no use for it
+    return sock
 
 
 def _sibling(sock: socket.socket) -> socket.socket:
@@ -142,21 +169,49 @@ def admin_endpoint(text: str) -> Endpoint:
     return Endpoint(protocol=None, host=host.strip("[]") or "127.0.0.1", port=int(port))
 
 
-def open_admin(text: str) -> list[socket.socket]:
-    """The sockets of the admin address; they do not listen yet."""
+def open_admin(text: str | None, inherited: Sequence[int] = ()) -> Sockets:
+    """The sockets of the admin address, or those that were handed in; they do not listen yet. None: there are none.
+
+    Raises `OSError` with the address in its text, `ConfigurationError`.
+    """
+    if inherited:
+        return Sockets({1: [_taken_over(fd) for fd in inherited]})
+    if not text:
+        return Sockets({1: []})
     endpoint = admin_endpoint(text)
     if endpoint.path is not None:
-        return [bind_unix(endpoint)]
+        return Sockets({1: [bind_unix(endpoint)]}, endpoint.path)
     found: Any = socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    return bind(endpoint, found, listen=False)
+    return Sockets({1: bind(endpoint, found, listen=False)})
 
 
-def remove_admin(text: str | None) -> None:
-    """Remove the file of an admin address that is a Unix socket."""
-    if text is not None and text.startswith("unix:"):
+def private_folder(environ: MutableMapping[str, str] = os.environ) -> str:
+    """Make a folder that nobody else may enter, with a path that is short enough for a socket in it.
+
+    In systemd's RuntimeDirectory= if there is one, which no cleaner visits; else where temporary files are.
+    """
+    places = [environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], tempfile.gettempdir(), "/tmp"]  # noqa: S108
+    reason = "their names are too long"
+    for place in places:
+        if not place or len(os.fsencode(place)) > _PATH - len("/trionet-xxxxxxxx/control"):
+            continue
         try:
-            os.unlink(text[5:])
+            return tempfile.mkdtemp(prefix="trionet-", dir=place)
+        except OSError as error:
+            reason = f"{error.strerror}: {place}"
+    raise ConfigurationError(f"no folder for the control socket, set TMPDIR to one: {reason}")
+
+
+def occupy_standard_streams() -> None:
+    """Open the null device where standard input, output or error is closed, as it may be under an init or cron.
+
+    Else a socket would get that number, and whatever a library prints would go to it.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
         except OSError:
-            pass
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+            os.set_inheritable(fd, True)

@@ -10,10 +10,14 @@ SIGUSR1    write the state to the log, here and in each worker
 =========  ======================================================================================
 
 Metrics and other operator's pages are served by a child of its own, which the workers connect to.
+
+What goes wrong here must not be the end of all: a fork that fails is tried again, what a child says that makes no sense
+is logged, and a reload that fails leaves everything as it was.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
 import faulthandler
 import gc
@@ -26,10 +30,11 @@ import selectors
 import shutil
 import signal
 import socket
+import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,9 +44,17 @@ from trionet.errors import TrionetError
 from trionet.ops import logs, systemd
 from trionet.ops.changes import changed_sources
 from trionet.ops.desk import run_desk
+from trionet.ops.limits import raise_descriptor_limit
+from trionet.ops.metrics.process import build_info
 from trionet.ops.settings import ServeSettings
 from trionet.ops.slots import Act, Rules, Slots
-from trionet.ops.sockets import Sockets, open_admin, open_sockets, remove_admin
+from trionet.ops.sockets import (
+    Sockets,
+    occupy_standard_streams,
+    open_admin,
+    open_sockets,
+    private_folder,
+)
 from trionet.ops.worker import Place, run_worker
 from trionet.protocols.websocket import WebSocketHandler, WebSocketProtocol
 
@@ -51,7 +64,12 @@ log = logging.getLogger("trionet.ops")
 
 _SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 _LOOK: Final = 0.5  # seconds between looks at the source files
-_DESK_PAUSE: Final = 1.0
+_DESK_PAUSE: Final = 1.0  # seconds between two starts of the admin process
+_DESK_BACKLOG: Final = 128
+_CONTROL_LOOK: Final = 10.0  # seconds between looks whether the control socket's file is still there
+_LONGEST_PAUSE: Final = 3600.0  # epoll_wait(2) has a limit
+_LATE: Final = 1.0  # seconds by which the supervisor wakes too late, when everybody may have been asleep
+_LONGEST_LINE: Final = 65536
 #: Settings that live in the sockets and processes there are: a reload cannot change them.
 _FIXED: Final = (
     "host",
@@ -62,6 +80,8 @@ _FIXED: Final = (
     "backlog",
     "workers",
     "admin",
+    "admin_public",
+    "debug",
     "reload",
     "reload_dirs",
 )
@@ -78,6 +98,8 @@ def run(
     called at SIGHUP; what it raises is logged, and the old settings hold. `announce` gets the addresses once all
     workers accept. Raises `ConfigurationError` and `OSError` before any process is started.
     """
+    occupy_standard_streams()
+    raise_descriptor_limit()  # there is a socket for each worker and address
     supervisor = Supervisor(settings, reload_settings, announce)
     try:
         return supervisor.run()
@@ -109,15 +131,14 @@ class Supervisor:
         self._urls: list[str] = []
         inherited = systemd.inherited_sockets()
         self.sockets: Sockets = open_sockets(settings, [fd for name, fd in inherited if name != "admin"])
-        self._admin: list[socket.socket] = [
-            socket.socket(fileno=fd) for name, fd in inherited if name == "admin"
-        ]
+        self._admin = Sockets({1: []})
         self._folder: str | None = None
         self._control: socket.socket | None = None
+        self._control_at: float | None = None  # when it is looked after again
         try:
-            if settings.admin and not self._admin:
-                self._admin = open_admin(settings.admin)
-            if self._admin:
+            self._admin = open_admin(settings.admin, [fd for name, fd in inherited if name == "admin"])
+            if self._admin.of[1]:
+                self._folder = private_folder()
                 self._open_control()
         except BaseException:
             self.close()
@@ -132,6 +153,7 @@ class Supervisor:
         self.lines: dict[int, _Line] = {}
         self._selector = selectors.DefaultSelector()
         self._desk = 0  # the process id of the admin child
+        self._desk_since = 0.0
         self._desk_at: float | None = None  # when it is started again
         self._desk_table = ""
         self._signals: list[int] = []
@@ -141,18 +163,54 @@ class Supervisor:
         self._look_at = 0.0
         self._watchdog = systemd.watchdog_interval()
         self._watchdog_at = 0.0
+        self._reloading = False  # the service manager was told so, and waits
+        self._said = ""
 
     def _open_control(self) -> None:
         """Where workers find the admin process: a Unix socket in a folder that nobody else may enter."""
-        self._folder = tempfile.mkdtemp(prefix="trionet-")
-        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._control.bind(str(Path(self._folder, "control")))
-        self._control.listen(1024)
+        assert self.control_path is not None
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            control.bind(self.control_path)
+            control.listen(1024)
+        except BaseException:
+            control.close()
+            raise
+        self._control = control
+        self._control_at = time.monotonic() + _CONTROL_LOOK
+
+    def _look_after_control(self) -> None:
+        """Cleaners of temporary folders go by age: it stays young. If it was removed nevertheless it is made anew."""
+        assert self._folder is not None
+        assert self.control_path is not None
+        self._control_at = time.monotonic() + _CONTROL_LOOK
+        try:
+            os.utime(self._folder)
+            os.utime(self.control_path)
+        except OSError:
+            log.warning("%s was removed; making it anew, and the admin process with it", self.control_path)
+        else:
+            return
+        try:
+            with suppress(FileExistsError):
+                Path(self._folder).mkdir(0o700)
+            found = os.lstat(self._folder)
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise PermissionError(errno.EPERM, f"{self._folder} now belongs to somebody else")
+            old = self._control
+            self._open_control()
+        except OSError as error:
+            log.error("no control socket, so workers that start are missing in /metrics: %s", error)  # noqa: TRY400
+            return
+        if old is not None:
+            old.close()
+        if self._desk:
+            _kill(self._desk, signal.SIGKILL)  # the next one gets the new socket
 
     @property
     def control_path(self) -> str | None:
         """The path of that socket."""
-        return str(Path(self._folder, "control")) if self._folder is not None else None
+        return f"{self._folder}/control" if self._folder is not None else None
 
     # ---------------------------------------------------------------- the loop
 
@@ -164,45 +222,60 @@ class Supervisor:
         gc.collect()
         gc.freeze()  # what children share is not to be touched by their collectors
         log.info("supervisor %d starts %d workers", os.getpid(), self.settings.workers)
-        if self._admin:
+        if self._admin.of[1]:
+            for sock in self._admin.of[1]:  # whoever asks early waits, also for another admin process
+                sock.listen(_DESK_BACKLOG)
             self._start_desk()
         if self.settings.reload:
             changed_sources(self._watched, self._sources)
         self._do(self.slots.start())
         while self._status is None:
-            for key, _ in self._selector.select(self._pause()):
+            events, late = self._wait()
+            self._heed()  # first: SIGTERM for the whole group has also ended children
+            for key, _ in events:
                 key.data()
             self._reap()
-            self._heed()
+            if late > _LATE:
+                log.warning("nothing ran for %.1f s here: asleep, frozen or overloaded", late)
+                self.slots.away(late, time.monotonic())
             self._look()
             self._do(self.slots.tick(time.monotonic()))
+            self._tell_manager()
             self._tell_desk()
         return self._status
 
-    def _pause(self) -> float | None:
+    def _wait(self) -> tuple[list[tuple[selectors.SelectorKey, int]], float]:
+        """Wait for events, or for the next thing that is due; also by how many seconds that was too long."""
+        pause, before = self._pause(), time.monotonic()
+        events = self._selector.select(pause)
+        return events, time.monotonic() - before - pause
+
+    def _pause(self) -> float:
         """How long to wait: until the next thing that is due."""
-        times = [self.slots.next(), self._desk_at]
+        times = [self.slots.next(), self._desk_at, self._control_at]
         if self.settings.reload:
             times.append(self._look_at)
         if self._watchdog is not None:
             times.append(self._watchdog_at)
-        first = min((time for time in times if time is not None), default=None)
-        return None if first is None else max(0.0, first - time.monotonic())
+        first = min((time for time in times if time is not None), default=float("inf"))
+        return min(max(0.0, first - time.monotonic()), _LONGEST_PAUSE)
 
     def _look(self) -> None:
         """What is done by the clock, besides `Slots.tick`."""
         now = time.monotonic()
-        if self._desk_at is not None and self._desk_at <= now and not self.slots.stopping:
+        if self._desk_at is not None and self._desk_at <= now:
             self._start_desk()
         if self._watchdog is not None and self._watchdog_at <= now:
             systemd.notify("WATCHDOG=1")
             self._watchdog_at = now + self._watchdog
+        if self._control_at is not None and self._control_at <= now:
+            self._look_after_control()
         if self.settings.reload and self._look_at <= now:
             self._look_at = now + _LOOK
             changed = changed_sources(self._watched, self._sources)
             if changed:
                 log.info("%s changed", ", ".join(changed[:3]) + (" …" if len(changed) > 3 else ""))
-                self._do(self.slots.hang_up(now))
+                self._do(self.slots.hang_up())
 
     @property
     def _watched(self) -> Sequence[str]:
@@ -220,6 +293,7 @@ class Supervisor:
             signal.signal(number, self._note)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._selector.register(ours, selectors.EVENT_READ, self._woken)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # whatever we were started with
 
     def _note(self, number: int, _: object) -> None:
         self._signals.append(number)
@@ -234,34 +308,36 @@ class Supervisor:
 
     def _heed(self) -> None:
         signals, self._signals = self._signals, []
+        if signal.SIGHUP in signals and not self.slots.stopping:  # many at once are one
+            self._reload()
+            self._do(self.slots.hang_up())
         for number in signals:
             now = time.monotonic()
-            if number == signal.SIGHUP:
-                self._reload()
-                self._do(self.slots.hang_up(now))
+            if number == signal.SIGUSR1:
+                self._dump()
             elif number in {signal.SIGTERM, signal.SIGINT}:
                 log.info(
                     "%s: %s",
                     signal.Signals(number).name,
                     "again: killing" if self.slots.stopping else "draining",
                 )
-                systemd.notify(
-                    "STOPPING=1",
-                    "STATUS=draining",
-                    f"EXTEND_TIMEOUT_USEC={int((self.settings.grace + 10) * 1e6)}",
-                )
+                systemd.notify(*systemd.stopping(self.settings.grace))
                 self._do(self.slots.stop(now))
-            elif number == signal.SIGUSR1:
-                self._dump()
+                # Or the kernel would go on queueing connections that nobody will accept, until the last of us ends.
+                self.sockets.close()
 
     def _reload(self) -> None:
         systemd.notify(*systemd.reloading())
+        self._reloading = True
         if self._reload_settings is None:
             return
         try:
             fresh = self._reload_settings()
         except (TrionetError, OSError) as error:
             log.error("the settings cannot be read, the old ones hold: %s", error)  # noqa: TRY400
+            return
+        except Exception:
+            log.exception("the settings cannot be read, the old ones hold")
             return
         fixed = {name: getattr(self.settings, name) for name in _FIXED}
         ignored = [name for name, value in fixed.items() if getattr(fresh, name) != value]
@@ -307,46 +383,77 @@ class Supervisor:
                 self._say(act.text)
 
     def _say(self, text: str) -> None:
+        self._said = text
         if text in {"ready", "restarted"}:
             log.info("%s: %d workers serve", text, self.slots.serving)
-            systemd.notify("READY=1", f"STATUS={self.slots.serving} workers serve {self.settings.app}")
             self._tell_desk()
-            if text == "ready" and self._announce is not None:
-                self._announce(self._urls)
+            if text == "ready":
+                systemd.notify("READY=1", f"STATUS={self._serving}")
+                if self._announce is not None:
+                    self._announce(self._urls)
         elif text == "rolling restart":
             log.info("%s", text)
         else:
             log.warning("%s", text)
 
+    @property
+    def _serving(self) -> str:
+        return f"{self.slots.serving} workers serve {self.settings.app}"
+
+    def _tell_manager(self) -> None:
+        """A reload has an end, be it that it failed: systemd waits for that."""
+        if self._reloading and not self.slots.restarting:
+            self._reloading = False
+            if not self.slots.stopping:
+                remark = "" if self._said == "restarted" else f"; {self._said}"
+                systemd.notify("READY=1", f"STATUS={self._serving}{remark}")
+
     def _fork(self, number: int, generation: int) -> None:
+        try:
+            pid = self._spawn(lambda ours, theirs: self._be_worker(number, generation, ours, theirs))
+        except OSError as error:  # no memory, too many processes, no descriptors
+            self._do(self.slots.not_forked(number, error.strerror or str(error), time.monotonic()))
+        else:
+            self.slots.forked(pid, number, time.monotonic())
+
+    def _spawn(self, life: Callable[[socket.socket, socket.socket], int]) -> int:
+        """Start a child, with a socket pair between us. Raises `OSError`."""
         ours, theirs = socket.socketpair()
-        pid = _fork_quietly()
+        try:
+            pid = _fork_quietly()
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
-            _child(lambda: self._be_worker(number, generation, ours, theirs))
+            _child(lambda: life(ours, theirs))
         theirs.close()
         self._watch(pid, ours)
-        self.slots.forked(pid, number, time.monotonic())
+        return pid
 
     def _be_worker(self, number: int, generation: int, ours: socket.socket, theirs: socket.socket) -> int:
         ours.close()
         self._forget_the_parent()
-        for sock in (*self._admin, self._control):
+        for sock in (*self._admin.of[1], self._control):
             if sock is not None:
                 sock.close()
-        socks = [sock.dup() for sock in self.sockets.keep(number)]
-        return run_worker(self.settings, Place(number, generation, theirs, self.control_path), socks)
+        place = Place(number, generation, theirs, self.control_path)
+        return run_worker(self.settings, place, self.sockets.keep(number))
 
     def _forget_the_parent(self) -> None:
         """In a child: what belongs to the supervisor is closed, or others would never see that it has ended."""
         signal.set_wakeup_fd(-1)
         for signum in _SIGNALS:
-            signal.signal(signum, signal.SIG_DFL)
+            # What an operator sends to all of us must not kill one that has no handlers yet.
+            ends = signum in {signal.SIGTERM, signal.SIGCHLD}
+            signal.signal(signum, signal.SIG_DFL if ends else signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # see `_fork_quietly`
         self._selector.close()
         for line in self.lines.values():
             line.sock.close()
         for sock in self._wake or ():
             sock.close()
-        if faulthandler.is_enabled() or sys.stderr is not None:
+        with suppress(OSError, ValueError, RuntimeError):  # standard error may be no file
             faulthandler.enable()  # SIGABRT, for one that hangs, shows where
 
     def _watch(self, pid: int, ours: socket.socket) -> None:
@@ -365,25 +472,37 @@ class Supervisor:
         if not data:  # it has ended, and is reaped; or soon will be
             self._drop(line.pid)
             return
-        *lines, line.buffer = (line.buffer + data).split(b"\n")
+        *lines, rest = (line.buffer + data).split(b"\n")
+        line.buffer = rest[-_LONGEST_LINE:]
         for text in lines:
-            self._heard(line.pid, json.loads(text))
+            self._heard(line.pid, text)
 
-    def _heard(self, pid: int, message: dict[str, Any]) -> None:
+    def _heard(self, pid: int, text: bytes) -> None:
+        try:
+            message = json.loads(text)
+            word, urls = message["say"], message.get("urls", [])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            log.warning("process %d says what makes no sense: %.100r", pid, text)
+            return
         now = time.monotonic()
-        if message["say"] == "ready":
-            self._urls = message["urls"]
+        if word == "ready":
+            self._urls = urls
             self._do(self.slots.ready(pid, now))
+        elif word == "leaves":
+            self._do(self.slots.leaves(pid, now))
         else:
             self.slots.alive(pid, now)
 
-    def _tell(self, pid: int, order: dict[str, Any]) -> None:
+    def _tell(self, pid: int, order: dict[str, Any]) -> bool:
+        """Send an order; whether the child can read it. If not it ends, or hangs: then its deadline comes."""
         line = self.lines.get(pid)
-        if line is not None:
-            try:
-                line.sock.send(json.dumps(order).encode() + b"\n")
-            except OSError:  # it ends, or has not read for a long time: its deadline comes
-                pass
+        if line is None:
+            return False
+        try:
+            line.sock.send(json.dumps(order).encode() + b"\n")
+        except OSError:
+            return False
+        return True
 
     def _drop(self, pid: int) -> None:
         line = self.lines.pop(pid, None)
@@ -405,9 +524,8 @@ class Supervisor:
             self._drop(pid)
             code = os.waitstatus_to_exitcode(status)
             if pid == self._desk:
-                self._desk, self._desk_at = 0, time.monotonic() + _DESK_PAUSE
-                if not self.slots.stopping:
-                    log.warning("the admin process ended with status %d; starting it again", code)
+                self._desk, self._desk_at = 0, self._desk_since + _DESK_PAUSE
+                log.warning("the admin process ended with status %d; starting it again", code)
             else:
                 self._do(self.slots.ended(pid, code, time.monotonic()))
 
@@ -415,14 +533,14 @@ class Supervisor:
 
     def _start_desk(self) -> None:
         self._desk_at = None
-        ours, theirs = socket.socketpair()
-        pid = _fork_quietly()
-        if pid == 0:
-            _child(lambda: self._be_desk(ours, theirs))
-        theirs.close()
-        self._desk = pid
         self._desk_table = ""
-        self._watch(pid, ours)
+        self._desk_since = time.monotonic()
+        try:
+            self._desk = self._spawn(self._be_desk)
+        except OSError as error:
+            log.warning("the admin process cannot be started: %s", error.strerror or error)
+            self._desk_at = self._desk_since + _DESK_PAUSE
+        self._tell_desk()
 
     def _be_desk(self, ours: socket.socket, theirs: socket.socket) -> int:
         ours.close()
@@ -431,7 +549,7 @@ class Supervisor:
             sock.close()
         assert self._control is not None
         logs.set_process("admin")
-        return run_desk(self.settings, theirs, self._control, self._admin)
+        return run_desk(self.settings, theirs, self._control, self._admin.of[1])
 
     def _table(self) -> list[dict[str, Any]]:
         return [
@@ -455,9 +573,8 @@ class Supervisor:
         state = "stopping" if self.slots.stopping else "serving" if self.slots.ready_once else "starting"
         table = {"do": "table", "state": state, "workers": self._table()}
         text = json.dumps(table)
-        if text != self._desk_table:
+        if text != self._desk_table and self._tell(self._desk, table):
             self._desk_table = text
-            self._tell(self._desk, table)
 
     # ---------------------------------------------------------------- the end
 
@@ -465,13 +582,12 @@ class Supervisor:
         """End the admin process, close the sockets, remove files."""
         desk = getattr(self, "_desk", 0)
         if desk:
-            _kill(desk, signal.SIGTERM)
+            self._drop(desk)  # it ends when its line does
             _await_end(desk)
         self.sockets.close()
-        for sock in (*self._admin, self._control):
-            if sock is not None:
-                sock.close()
-        remove_admin(self.settings.admin)
+        self._admin.close()
+        if self._control is not None:
+            self._control.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -485,19 +601,40 @@ def _preload(settings: ServeSettings) -> None:
     for name in names:
         importlib.import_module(name)
     WebSocketProtocol(WebSocketHandler())  # compiles the usual regular expressions, which `re` keeps
+    build_info()  # reads the metadata of installed packages, through `email` and `zipfile`: 2.3 MB in each worker
+    if hasattr(sys, "_clear_type_cache"):
+        # It is full of what importing looked up. Entries that a worker replaces are reference counts written.
+        sys._clear_type_cache()
 
 
 def _fork_quietly() -> int:
-    """fork(2), with what is buffered written once."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return os.fork()
+    """fork(2), with what is buffered written once; the child is not to be interrupted by what its parent heeds."""
+    _flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # None if it was closed at the start; whoever reads it may have gone.
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def _child(life: Callable[[], int]) -> None:
-    """Be a child: whatever happens, this process ends here, and does not go on as a second supervisor."""
+    """Be a child: whatever happens, this process ends here, and does not go on as a second supervisor.
+
+    What the application has registered with `atexit` is called, and what the supervisor has is not.
+    """
     status = 1
     try:
+        atexit._clear()
         status = life()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
@@ -505,11 +642,11 @@ def _child(life: Callable[[], int]) -> None:
         log.exception("process %d failed", os.getpid())
     finally:
         try:
+            atexit._run_exitfuncs()
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
         finally:
-            os._exit(status)
+            os._exit(status & 0xFF)
 
 
 def _kill(pid: int, number: int) -> None:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import MutableMapping
 
-__all__ = ["inherited_sockets", "notify", "watchdog_interval"]
+__all__ = ["inherited_sockets", "notify", "reloading", "stopping", "watchdog_interval"]
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 
@@ -54,6 +54,11 @@ def notify(*lines: str, environ: MutableMapping[str, str] = os.environ) -> bool:
 def reloading() -> tuple[str, str]:
     """What to `notify` when a reload begins; ``READY=1`` ends it (needed by ``Type=notify-reload``)."""
     return "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def stopping(grace: float) -> tuple[str, str, str]:
+    """What to `notify` when it ends: within `grace` seconds, and some more for what an application does at its end."""
+    return "STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={int((grace + 10) * 1e6)}"
 
 
 def watchdog_interval(environ: MutableMapping[str, str] = os.environ) -> float | None:

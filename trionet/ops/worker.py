@@ -4,12 +4,13 @@ With its supervisor a worker speaks over a socket pair, a JSON object a line. It
 ``drain`` and ``dump``; it says ``ready`` and, now and then, ``alive``. The end of that line is the supervisor's
 end: the worker drains and ends as well. With the admin process it speaks over a `Link`.
 
-=========  =====================================================================
-SIGTERM    drain, within `grace` seconds; again: stop now
+=========  =======================================================================================
+SIGTERM    drain, within `grace` seconds; again: stop now. Before it serves: end
 SIGINT     the same when alone; workers leave it to their supervisor
 SIGUSR1    write the state to the log
-SIGHUP     ignored: a new version is loaded by new processes (see `supervisor`)
-=========  =====================================================================
+SIGHUP     alone: read the TLS certificate again, for connections that come later. Workers ignore it:
+           new code, settings and certificates are loaded by new processes (see `supervisor`)
+=========  =======================================================================================
 """
 
 from __future__ import annotations
@@ -19,25 +20,26 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import attrs
 import trio
 
-from trionet.errors import ConfigurationError
+from trionet.errors import ConfigurationError, ProtocolError
 from trionet.net.admission import from_limits
 from trionet.net.listener import Endpoint
 from trionet.net.tls import server_tls_context
 from trionet.ops import admin, logs, metrics, systemd
-from trionet.ops.application import Application, load
+from trionet.ops.application import Application, load, own_failure
 from trionet.ops.collector import collector_policy
 from trionet.ops.control import Agent, ControlError, Link, Local
 from trionet.ops.dump import state_dump
 from trionet.ops.limits import raise_descriptor_limit
 from trionet.ops.settings import ServeSettings
-from trionet.ops.sockets import open_admin, open_sockets, remove_admin
+from trionet.ops.sockets import occupy_standard_streams, open_admin, open_sockets
 from trionet.protocols.proxied import ProxyProtocol
 from trionet.server import Server, open_server
 from trionet.wire.closing import CloseCode
@@ -46,7 +48,7 @@ __all__ = ["Place", "run_alone", "run_worker"]
 
 log = logging.getLogger("trionet.ops")
 
-_RECONNECT = 1.0  # seconds between attempts to reach the admin process
+_RECONNECT = 0.25  # seconds between attempts to reach the admin process
 _REPORT = 5.0  # seconds between reports to it
 _SETTLE = 2.0  # seconds a retired worker's handshakes get before it drains
 _MESSAGE = 65536
@@ -67,10 +69,13 @@ class Place:
 
 @attrs.define
 class _End:
-    """How it is to end, once `told` is set."""
+    """How it is to end, once `told` is set. `at_once` is all that runs; `now` only what waits for the end."""
 
+    at_once: trio.CancelScope
     told: trio.Event = attrs.field(factory=trio.Event)
     now: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    agent: Agent | None = None  # once it serves
+    life: Any = None
     code: int = CloseCode.GOING_AWAY
     reason: str = "server is going away"
 
@@ -90,22 +95,41 @@ def run_alone(settings: ServeSettings, announce: Callable[[Server, Any], object]
     `announce` is called with the server, and the admin server or None, once connections are accepted. Raises
     `ConfigurationError` and `OSError` (an address that cannot be had) before anything is served.
     """
+    occupy_standard_streams()
+    _ignore(signal.SIGHUP, signal.SIGUSR1)  # until there are handlers for them
     inherited = systemd.inherited_sockets()
-    own = [fd for name, fd in inherited if name != "admin"]
-    socks = open_sockets(settings, own)
-    given = [fd for name, fd in inherited if name == "admin"]
-    admin_socks = open_admin(settings.admin) if settings.admin and not given else []
-    admin_fds = given or [sock.detach() for sock in admin_socks]
-    try:
-        application = load(settings.app)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with ExitStack() as stack:
+        socks = open_sockets(settings, [fd for name, fd in inherited if name != "admin"])
+        stack.callback(socks.close)
+        desk = open_admin(settings.admin, [fd for name, fd in inherited if name == "admin"])
+        stack.callback(desk.close)
+        with _ends_at_once():
+            application = load(settings.app)
         raise_descriptor_limit()
         with collector_policy():
-            _run(settings, application, Place(), socks.of[1], admin_fds, announce)
-    finally:
-        socks.close()
-        remove_admin(settings.admin)
+            _run(
+                settings, application, Place(), socks.of[1], [sock.detach() for sock in desk.of[1]], announce
+            )
     return 0
+
+
+def _ignore(*numbers: signal.Signals) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """SIGTERM while the application is imported is an orderly end. Without a handler process 1 would not heed it."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --------------------------------------------------------------- as a worker
@@ -114,18 +138,28 @@ def run_alone(settings: ServeSettings, announce: Callable[[Server, Any], object]
 def run_worker(settings: ServeSettings, place: Place, socks: Sequence[socket.socket]) -> int:
     """Serve as a worker until told to end; returns the exit code: 2 for a `ConfigurationError`, 1 for other errors."""
     logs.set_process(place.number)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _ignore(
+        signal.SIGHUP, signal.SIGUSR1, signal.SIGINT
+    )  # a terminal sends it to all; the supervisor decides
     try:
         application = load(settings.app)
         raise_descriptor_limit()
         with collector_policy():
             _run(settings, application, place, socks, (), None)
-    except (ConfigurationError, OSError) as error:
+    except ConfigurationError as error:
         log.error("%s", error)  # noqa: TRY400 - the text says it all
-        return 2 if isinstance(error, ConfigurationError) else 1
-    except Exception:
-        log.exception("worker %d failed", place.number)
+        return 2
+    except SystemExit as error:
+        log.error("the application ended its worker: %r", error)  # noqa: TRY400
+        return error.code if isinstance(error.code, int) and error.code else 1
+    except Exception as error:
+        what, trace = own_failure(error)
+        if what:
+            log.exception("%s %s", settings.app, what, exc_info=error.with_traceback(trace))
+        elif isinstance(error, OSError):
+            log.error("%s", error)  # noqa: TRY400 - the text says it all
+        else:
+            log.exception("worker %d failed", place.number)
         return 1
     return 0
 
@@ -159,26 +193,29 @@ async def _serve(
     admin_fds: Sequence[int],
     announce: Callable[[Server, Any], object] | None,
 ) -> None:
-    end = _End()
     async with AsyncExitStack() as stack:
+        # Before the server is there: its lifespan may take long to begin, and to end. And outside of the nursery, whose
+        # task would otherwise add an error of its own to that of a lifespan that fails at once.
+        signals = stack.enter_context(trio.open_signal_receiver(*_signals(place)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
+        end = _End(nursery.cancel_scope)
+        nursery.start_soon(_heed_signals, signals, end, settings, place)
         server = await stack.enter_async_context(_open(settings, application, fds))
         agent = _agent(settings, application, place, server)
         watch = _stall_watch(settings, server)
         if watch is not None:
             stack.enter_context(watch)
             agent.stalls = watch
-        signals = trio.open_signal_receiver(*_signals(place))
-        nursery.start_soon(_heed_signals, stack.enter_context(signals), end, agent)
         desk = None
         if admin_fds:
             condition = admin.Condition()
             desk = await stack.enter_async_context(
                 admin.open_admin(Local(agent), condition, admin_fds, debug=settings.debug)
             )
+        end.agent = agent
         if place.life is not None:
-            life = trio.socket.from_stdlib_socket(place.life)
+            end.life = life = trio.socket.from_stdlib_socket(place.life)
             await _say(life, "ready", urls=[listener.url for listener in server.listeners])
             nursery.start_soon(_live, life, settings, server, end, agent)
         else:
@@ -199,7 +236,7 @@ async def _serve(
 
 async def _leave(settings: ServeSettings, server: Server, end: _End, place: Place) -> None:
     if place.life is None:
-        systemd.notify("STOPPING=1", "STATUS=draining")
+        systemd.notify(*systemd.stopping(settings.grace))
     server.stop_accepting()
     with trio.move_on_after(_SETTLE):
         while server.engine.opening:  # noqa: ASYNC110 - an event would cost every connection a look
@@ -273,23 +310,52 @@ def _stall_watch(settings: ServeSettings, server: Server) -> Any:
 
 def _signals(place: Place) -> list[signal.Signals]:
     signals = [signal.SIGTERM, signal.SIGUSR1]
-    return signals if place.life is not None else [*signals, signal.SIGINT]
+    return signals if place.life is not None else [*signals, signal.SIGINT, signal.SIGHUP]
 
 
-async def _heed_signals(signals: AsyncIterator[int], end: _End, agent: Agent) -> None:
-    told = (
-        False  # by a signal. One that also went to the supervisor, which has passed it on, is no second one
-    )
+async def _heed_signals(
+    signals: AsyncIterator[int], end: _End, settings: ServeSettings, place: Place
+) -> None:
+    told = 0  # by a signal. One that also went to the supervisor, which has passed it on, is no second one
     async for number in signals:
+        name = signal.Signals(number).name
         if number == signal.SIGUSR1:
-            await _dump(agent)
+            if end.agent is not None:
+                await _dump(end.agent)
+        elif number == signal.SIGHUP:
+            _renew(settings, end.agent)
+        elif end.agent is None:
+            log.info("%s before it serves: ending", name)
+            end.at_once.cancel()
         elif told:
-            log.warning("second %s: stopping now", signal.Signals(number).name)
-            end.now.cancel()
+            log.warning("%s: stopping now", f"second {name}" if told == 1 else f"{name} again")
+            (end.now if told == 1 else end.at_once).cancel()
+            told += 1
         else:
-            told = True
-            log.info("%s", signal.Signals(number).name)
+            told = 1
+            log.info("%s", name)
+            if place.life is not None and not end.told.is_set():
+                await _say(end.life, "leaves")
             end.ask()
+
+
+def _renew(settings: ServeSettings, agent: Agent | None) -> None:
+    """Alone, SIGHUP: a certificate that was renewed is shown to those who come later."""
+    systemd.notify(*systemd.reloading())
+    if settings.tls_cert is None:
+        log.warning("SIGHUP: one process has nothing to load anew; with --workers 2 it replaces the workers")
+    elif agent is not None:
+        files = settings.tls_cert, settings.tls_key
+        try:
+            server_tls_context(*files, password=settings.tls_key_password)  # or half of it might be taken
+            for listener in agent.server.listeners:
+                if listener.endpoint.ssl_context is not None:
+                    listener.endpoint.ssl_context.load_cert_chain(*files, settings.tls_key_password)
+        except (OSError, ssl.SSLError) as error:
+            log.error("the certificate cannot be read, the old one holds: %s", error)  # noqa: TRY400
+        else:
+            log.info("the certificate was read again")
+    systemd.notify("READY=1")
 
 
 async def _dump(agent: Agent) -> None:
@@ -359,23 +425,27 @@ class _Report:
         self.link: Link | None = None
 
     async def keep(self) -> None:
-        """Stay connected."""
+        """Stay connected. Whatever is wrong with the admin process is not this one's end."""
         while True:
-            with suppress(OSError, ControlError):
-                stream = await trio.open_unix_socket(self.path)
-                self.link = Link(stream, self.agent.run)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._run, nursery.cancel_scope)
-                    agent = self.agent
-                    await self.link.tell(
-                        "here", pid=os.getpid(), number=agent.number, generation=agent.generation
-                    )
-                    agent.tell = self.link.tell
-                    while True:
-                        await trio.sleep(_REPORT)
-                        await self.report()
-            self.agent.tell = self.link = None
+            try:
+                await self._connect()
+            except* (OSError, ControlError, ProtocolError) as group:
+                log.debug("the admin process cannot be reached: %r", group.exceptions[0])
+            finally:
+                self.agent.tell = self.link = None
             await trio.sleep(_RECONNECT)
+
+    async def _connect(self) -> None:
+        stream = await trio.open_unix_socket(self.path)
+        self.link = link = Link(stream, self.agent.run)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run, nursery.cancel_scope)
+            agent = self.agent
+            await link.tell("here", pid=os.getpid(), number=agent.number, generation=agent.generation)
+            agent.tell = link.tell
+            while True:
+                await trio.sleep(_REPORT)
+                await self.report()
 
     async def _run(self, scope: trio.CancelScope) -> None:
         assert self.link is not None
@@ -383,9 +453,18 @@ class _Report:
         scope.cancel()
 
     async def report(self) -> None:
-        """Send the numbers, so that they outlive this process."""
-        if self.link is not None:
-            await self.link.tell("metrics", snapshot=await self.agent.run("metrics", {}))
+        """Send the numbers, so that they outlive this process. Raises `ControlError` if the admin process has gone."""
+        link = self.link
+        if link is None:
+            return
+        try:
+            snapshot = await self.agent.run("metrics", {})
+        except ControlError:  # metrics of the application's own; it is in the log
+            return
+        try:
+            await link.tell("metrics", snapshot=snapshot)
+        except (TypeError, ValueError) as error:
+            log.error("the metrics cannot be sent: %s", error)  # noqa: TRY400
 
     async def last(self) -> None:
         """The final numbers."""
