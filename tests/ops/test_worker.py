@@ -142,6 +142,7 @@ async def reporting(path: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(worker, "_REPORT", 0.01)
     monkeypatch.setattr(worker, "_RECONNECT", 0.01)
     report = worker._Report(agent, str(path))
+    report._wanted = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(report.keep)
         yield report
@@ -152,7 +153,7 @@ async def reporting(path: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch) -
 def agent_with(metrics: Any) -> Agent:
     """An agent that answers that command."""
     agent = Agent(None)  # type: ignore[arg-type]
-    agent.commands["metrics"] = metrics
+    agent.commands["metrics"] = lambda look=True: metrics()
     return agent
 
 
@@ -223,3 +224,31 @@ async def _listen(path: Path) -> trio.SocketListener:
     await sock.bind(str(path))
     sock.listen()
     return trio.SocketListener(sock)
+
+
+async def test_nobody_is_told_numbers_that_nobody_has_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was never scraped reports nothing by itself, and everything from its first scrape on."""
+    monkeypatch.setattr(worker, "_REPORT", 0.0)
+    fleet = Fleet()
+    heard: list[int] = []
+    fleet.noted["metrics"] = lambda each, snapshot: heard.append(each.pid)
+    server: Any = None  # no command of this test looks at it
+    agent = Agent(server)
+    agent.commands["metrics"] = lambda look=True: {}
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "control"))
+        sock.listen()
+        sock.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, fleet.serve, [listener])
+            nursery.start_soon(worker._Report(agent, str(tmp_path / "control")).keep)
+            await until(lambda: fleet.workers)
+            for _ in range(20):  # there and back: a report would have been due many times
+                await fleet.ask("ping")
+            assert not heard
+            assert await fleet.ask("metrics") == {os.getpid(): {}}
+            await until(lambda: heard)
+            nursery.cancel_scope.cancel()

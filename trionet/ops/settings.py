@@ -131,6 +131,12 @@ class ServeSettings:
     max_detached: int = _setting(
         10_000, "handlers of a worker that wait for long", "limits", validator=_AT_LEAST_1
     )
+    timer_resolution: float = _setting(
+        0.25,
+        "seconds of a timer tick: deadlines are kept to it, an idle worker wakes up by it",
+        "limits",
+        validator=_POSITIVE,
+    )
     max_connections_per_address: int | None = _setting(
         None, "connections of a worker from one address", "overload", validator=_AT_LEAST_1
     )

@@ -179,12 +179,16 @@ def open_admin(text: str | None, inherited: Sequence[int] = ()) -> Sockets:
     if not text:
         return Sockets({1: []})
     endpoint = admin_endpoint(text)
-    if endpoint.path is not None:
-        return Sockets({1: [bind_unix(endpoint)]}, endpoint.path)
-    found: Any = socket.getaddrinfo(
-        endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    return Sockets({1: bind(endpoint, found, listen=False)})
+    try:
+        if endpoint.path is not None:
+            return Sockets({1: [bind_unix(endpoint)]}, endpoint.path)
+        found: Any = socket.getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        return Sockets({1: bind(endpoint, found, listen=False)})
+    except OSError as error:
+        error.strerror = f"admin address: {error.strerror}"
+        raise
 
 
 def private_folder(environ: MutableMapping[str, str] = os.environ) -> str:

@@ -221,7 +221,7 @@ class Supervisor:
         _preload(self.settings)
         gc.collect()
         gc.freeze()  # what children share is not to be touched by their collectors
-        log.info("supervisor %d starts %d workers", os.getpid(), self.settings.workers)
+        log.info("supervisor %d starts %s", os.getpid(), _counted(self.settings.workers, "worker"))
         if self._admin.of[1]:
             for sock in self._admin.of[1]:  # whoever asks early waits, also for another admin process
                 sock.listen(_DESK_BACKLOG)
@@ -385,7 +385,11 @@ class Supervisor:
     def _say(self, text: str) -> None:
         self._said = text
         if text in {"ready", "restarted"}:
-            log.info("%s: %d workers serve", text, self.slots.serving)
+            log.info(
+                "%s: %s",
+                text,
+                _counted(self.slots.serving, "worker") + (" serves" if self.slots.serving == 1 else " serve"),
+            )
             self._tell_desk()
             if text == "ready":
                 systemd.notify("READY=1", f"STATUS={self._serving}")
@@ -605,6 +609,10 @@ def _preload(settings: ServeSettings) -> None:
     if hasattr(sys, "_clear_type_cache"):
         # It is full of what importing looked up. Entries that a worker replaces are reference counts written.
         sys._clear_type_cache()
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _fork_quietly() -> int:

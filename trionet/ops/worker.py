@@ -274,6 +274,7 @@ async def _open(
         max_connections=settings.max_connections,
         max_opening=settings.max_opening,
         max_detached=settings.max_detached,
+        resolution=settings.timer_resolution,
         admission=from_limits(
             max_connections_per_address=settings.max_connections_per_address,
             max_handshakes_per_second=settings.max_handshakes_per_second,
@@ -417,12 +418,17 @@ async def _beat(life: Any, interval: float) -> None:
 
 
 class _Report:
-    """The link to the admin process: made anew when that one is; numbers are sent now and then, and at the end."""
+    """The link to the admin process: made anew when that one is.
+
+    Once somebody has asked for its numbers they are sent now and then as well, so that they outlive this process.
+    Before, nobody has seen any that could go back, and a silent process is not to be disturbed for it.
+    """
 
     def __init__(self, agent: Agent, path: str) -> None:
         self.agent = agent
         self.path = path
         self.link: Link | None = None
+        self._wanted = False
 
     async def keep(self) -> None:
         """Stay connected. Whatever is wrong with the admin process is not this one's end."""
@@ -437,7 +443,7 @@ class _Report:
 
     async def _connect(self) -> None:
         stream = await trio.open_unix_socket(self.path)
-        self.link = link = Link(stream, self.agent.run)
+        self.link = link = Link(stream, self._answer)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run, nursery.cancel_scope)
             agent = self.agent
@@ -445,7 +451,12 @@ class _Report:
             agent.tell = link.tell
             while True:
                 await trio.sleep(_REPORT)
-                await self.report()
+                if self._wanted:
+                    await self.report()
+
+    async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        self._wanted = self._wanted or command == "metrics"
+        return await self.agent.run(command, arguments)
 
     async def _run(self, scope: trio.CancelScope) -> None:
         assert self.link is not None
@@ -453,12 +464,12 @@ class _Report:
         scope.cancel()
 
     async def report(self) -> None:
-        """Send the numbers, so that they outlive this process. Raises `ControlError` if the admin process has gone."""
+        """Send the numbers. Raises `ControlError` if the admin process has gone."""
         link = self.link
         if link is None:
             return
         try:
-            snapshot = await self.agent.run("metrics", {})
+            snapshot = await self.agent.run("metrics", {"look": False})  # of the dead only counters are kept
         except ControlError:  # metrics of the application's own; it is in the log
             return
         try:

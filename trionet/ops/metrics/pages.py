@@ -52,12 +52,12 @@ class Metrics:
 
 
 def install(agent: Agent) -> None:
-    """Have a worker answer the command "metrics" with its `Snapshot`."""
+    """Have a worker answer "metrics" with its `Snapshot`; ``look=False``: without a look at all connections."""
     collector = Collector(agent.server)
 
-    async def metrics() -> dict[str, Any]:
+    async def metrics(*, look: bool = True) -> dict[str, Any]:
         collector.own, collector.stalls = agent.families, agent.stalls  # set after this was called
-        return (await collector.collect()).to_json()
+        return (await collector.collect() if look else collector.snapshot()).to_json()
 
     agent.commands["metrics"] = metrics
 
