@@ -23,6 +23,10 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PARALLEL = ("-n", "auto")  # one process for each core; `-- -n 0` shows prints and reaches a debugger
+ALL = ("-m", "not browser")
+# Tests that start supervisors, workers and examples take a fifth of the time and depend little on Python: they run on
+# the newest and, in `cover`, on the oldest one. `-- -m "not browser"` runs them anywhere.
+QUICK = ("-m", "not browser and not processes")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 
@@ -50,7 +54,7 @@ def interpreters() -> dict[str, Path]:
 
 
 FOUND = interpreters()
-OLDEST = next(iter(FOUND), SUPPORTED[0])
+OLDEST, NEWEST = next(iter(FOUND), SUPPORTED[0]), next(reversed(FOUND), SUPPORTED[-1])
 # nox and uv look on PATH only; the folders go in front so that a broken shim is not met first.
 _folders = dict.fromkeys(str(path.parent) for path in FOUND.values())
 os.environ["PATH"] = os.pathsep.join([*_folders, os.environ["PATH"]])
@@ -106,7 +110,8 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite on every supported Python that the machine has."""
     install(session, "test")
-    session.run("pytest", *PARALLEL, "-m", "not browser", *session.posargs)
+    marked = ALL if session.python in {OLDEST, NEWEST} else QUICK
+    session.run("pytest", *PARALLEL, *marked, *session.posargs)
 
 
 @nox.session(python=OLDEST)
@@ -114,9 +119,10 @@ def minimums(session: nox.Session) -> None:
     """Run the test suite with the lowest supported version of each dependency."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    pins = lowest(project["dependencies"] + extras["trio-websocket"] + extras["isal"] + extras["cli"])
+    names = ("trio-websocket", "isal", "cli", "prometheus", "otel")
+    pins = lowest([*project["dependencies"], *(pin for name in names for pin in extras[name])])
     install(session, "test", pins=pins)
-    session.run("pytest", *PARALLEL, "-m", "not browser", *session.posargs)
+    session.run("pytest", *PARALLEL, *QUICK, *session.posargs)
     # The tests talk to a current websockets; of the lowest one only the C mask is ours to check.
     session.install(*lowest(extras["speed"]), silent=True)
     check = (

@@ -471,6 +471,7 @@ def test_without_the_command_line_extra(capsys):
     assert "--i-may-load 192.0.2.1" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 async def test_run_with_processes():
     """Two processes do the phases in step, and one result comes out: sums, histograms, seconds, environment."""
     async with serving() as server:
@@ -501,6 +502,7 @@ async def test_run_with_processes():
     assert "1234" not in to_json(result)
 
 
+@pytest.mark.processes
 async def test_a_process_that_dies_makes_the_run_fail():
     """Killed from outside, a load process is named with its signal, and the others go on to the end."""
     async with serving() as server:

@@ -9,6 +9,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+pytestmark = pytest.mark.processes
+
 ECHO = ("-m", "examples.echo", "--port", "0")
 
 

@@ -761,6 +761,7 @@ trio.run(main)
 
 
 @linux
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "most, action",
     [(0, ""), (100_000, ""), (100_000, "answer"), (0, "reset")],

@@ -737,7 +737,9 @@ async def test_context_variables_of_jobs_that_wait_in_every_way(seed):
     token = variable.set("around")
     async with TaskPool(3, slot_grace=0.005) as pool:
         for number in range(60):
-            steps = chance.choices(["set", "other", "yield", "yield", "detach", "park"], k=chance.randrange(5))
+            steps = chance.choices(
+                ["set", "other", "yield", "yield", "detach", "park"], k=chance.randrange(5)
+            )
             await pool.schedule(job, pool, number, steps)
             for _ in range(chance.randrange(3)):
                 await trio.lowlevel.checkpoint()

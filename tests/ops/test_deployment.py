@@ -33,7 +33,7 @@ class Shop(WebSocketHandler):
 app = WebSocketProtocol(Shop(), http=HttpProtocol({"/": "the shop"}), close_timeout=30)
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd, sysctl")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(sys.platform != "linux", reason="systemd, sysctl")]
 
 
 def program(name):

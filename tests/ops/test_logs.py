@@ -286,6 +286,7 @@ thread.start(); thread.join()
 class Bad:
     def __del__(self): raise KeyError("x")
 Bad()
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 may still count the thread that has ended
 if os.fork() == 0:
     logs.set_process(3)
     logging.getLogger("app").info("forked")

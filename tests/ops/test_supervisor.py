@@ -13,7 +13,7 @@ import pytest
 import trio
 from served import APP, ask, children_of, codes, running, until, until_readyz, until_workers, waiting_on
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 
 async def test_connections_are_spread_over_the_workers(start: Any, client: Any) -> None:

@@ -15,7 +15,10 @@ import pytest
 import trio
 from served import APP, ask, children_of, until, until_workers
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc"),
+]
 
 #: Deadlines of seconds are tenths here.
 SHORT = "import trionet.ops.slots as slots; slots.MARGIN = 0.3; slots._ABORT = 0.3"

@@ -19,7 +19,7 @@ from served import APP, codes, until
 from trionet.ops import worker
 from trionet.ops.control import Agent, ControlError, Fleet
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(not hasattr(os, "fork"), reason="signals")]
 
 LIFESPAN = (
     APP

@@ -119,9 +119,7 @@ class Reconnecting:
                 enough = self._max_attempts is not None and self._attempts >= self._max_attempts
                 if enough or not self._retry(error):
                     raise
-                self._say(
-                    logging.WARNING, "%s: attempt %d failed: %s", self._shown, self._attempts, error
-                )
+                self._say(logging.WARNING, "%s: attempt %d failed: %s", self._shown, self._attempts, error)
                 wish = None
                 if isinstance(error, UpgradeRefused):
                     wish = parse_retry_after(error.header("retry-after"), time.time())

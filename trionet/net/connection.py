@@ -433,9 +433,7 @@ class Connection:
             if out.size > self.protocol.hard_limit:
                 self.engine.overflowed += 1
                 self.protocol.counts.overflowed += 1
-                self.engine.complain(
-                    self, "closed, it does not read what it is sent", level=logging.WARNING
-                )
+                self.engine.complain(self, "closed, it does not read what it is sent", level=logging.WARNING)
                 self.abort(ConnectionClosed(1013, "the peer does not read what it is sent", "us"))
             return
         if self.fd < 0:

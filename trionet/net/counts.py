@@ -11,6 +11,7 @@ from trionet.net.histogram import Histogram, _index
 
 __all__ = ["Counts", "durations"]
 
+
 def durations() -> Histogram:
     """A histogram of microseconds with room up to ten seconds: one that grows for days looks like a leak."""
     histogram = Histogram()

@@ -57,12 +57,16 @@ class Engine:
         self.draining = False
         self.farewell = (1001, "server is going away")  # said to WebSockets while draining
         self.connections = 0
-        self.streams: dict[DetachedStream, Any] = {}  # of them, those given away, and what `doorkeeper` is told then
+        self.streams: dict[
+            DetachedStream, Any
+        ] = {}  # of them, those given away, and what `doorkeeper` is told then
         self.opening = 0  # of them, those in state OPENING
         self.begun: dict[int, int] = {}  # when those were accepted, in ns, by descriptor
         self.opened = 0
         self.overflowed = 0
-        self.born: array[int] | None = None  # tick of accepting by descriptor; kept when somebody wants to know
+        self.born: array[int] | None = (
+            None  # tick of accepting by descriptor; kept when somebody wants to know
+        )
         self.pings = random.getrandbits(62)  # what a Ping carries: not to be guessed by whoever sends Pongs
         self.stale = 0
         self.tls: Any = None  # what TLS connections share, made with the first: `tls_session.Workbench`

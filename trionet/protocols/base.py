@@ -168,7 +168,10 @@ class Protocol:
         """The peer has read nothing for `write_timeout`."""
         self.counts.stalled += 1
         connection.engine.complain(
-            connection, "closed, the peer has read nothing for %g s", self.write_timeout, level=logging.WARNING
+            connection,
+            "closed, the peer has read nothing for %g s",
+            self.write_timeout,
+            level=logging.WARNING,
         )
         connection.reset(ConnectionClosed(1006, f"nothing was read for {self.write_timeout:g} s", "us"))
 

@@ -193,7 +193,9 @@ class _Usher(Protocol):
         self.scheme = getattr(served, "scheme", "tcp")
         self.counts = served.counts
 
-    seats_later = True  # the gate asks no policy about the proxy's address: `hand_over` asks, about the client's
+    seats_later = (
+        True  # the gate asks no policy about the proxy's address: `hand_over` asks, about the client's
+    )
 
     def full(self) -> bool:
         """Whether the protocol that comes next has no room for more."""
