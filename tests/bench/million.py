@@ -38,38 +38,6 @@ import bench
 
 HERE = Path(__file__).resolve().parent
 RESERVE = 128  # descriptors of a worker that are no connections
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-def children(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    try:
-        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return found
-    for word in words:
-        found += children(int(word))
-    return found
-
-
-def pss(pids: list[int]) -> int:
-    """Bytes of memory of all, what they share counted once."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
-
-
-def cpu(pids: list[int]) -> float:
-    """Seconds of processor time of all."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICK
 
 
 def meminfo() -> dict[str, int]:
@@ -166,10 +134,10 @@ class Run:
                 time.sleep(0.2)
         self.figures["server_start_seconds"] = round(time.monotonic() - began, 1)
         time.sleep(3)
-        self.pids = children(self.server.pid)
+        self.pids = bench.family(self.server.pid)
         self.worker_pids = [int(row["pid"]) for row in self.workers()]
         self.figures["workers"] = args.workers
-        self.figures["empty_pss"] = pss(self.pids)
+        self.figures["empty_pss"] = bench.pss(self.pids)
         self.say(
             f"{args.workers} workers ready in {self.figures['server_start_seconds']} s; "
             f"they take {self.figures['empty_pss'] / 2**20:.0f} MiB"
@@ -234,18 +202,23 @@ class Run:
 
     def idle(self, name: str, seconds: float) -> None:
         """CPU of the server over some seconds."""
-        began, used = time.monotonic(), cpu(self.pids)
+        began, used = time.monotonic(), bench.cpu_seconds(self.pids)
         until = began + seconds
         while time.monotonic() < until:
             self.check()
             time.sleep(1)
-        percent = (cpu(self.pids) - used) / (time.monotonic() - began) * 100
+        percent = (bench.cpu_seconds(self.pids) - used) / (time.monotonic() - began) * 100
         self.figures[f"cpu_{name}_percent_of_a_core"] = round(percent, 1)
         self.say(f"CPU of the server, {name}: {percent:.1f} % of a core")
 
     def memory(self, name: str) -> None:
         """User memory of the server, kernel memory of both sides."""
-        total, workers, now, count = pss(self.pids), pss(self.worker_pids), meminfo(), self.args.connections
+        total, workers, now, count = (
+            bench.pss(self.pids),
+            bench.pss(self.worker_pids),
+            meminfo(),
+            self.args.connections,
+        )
         slab = now["Slab"] - self.before["Slab"]
         self.figures[f"memory_{name}"] = {
             "workers_pss": workers,
@@ -394,7 +367,7 @@ class Run:
             try:
                 part.wait(60)
             except subprocess.TimeoutExpired:
-                for pid in reversed(children(part.pid)):
+                for pid in reversed(bench.family(part.pid)):
                     try:
                         os.kill(pid, signal.SIGKILL)
                     except ProcessLookupError:

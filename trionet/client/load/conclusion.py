@@ -6,26 +6,13 @@ from typing import Any
 
 import attrs
 
-from trionet.client.load.meter import HISTOGRAMS
+from trionet.client.load.meter import COUNTERS, HISTOGRAMS
 from trionet.client.load.options import LoadOptions
 from trionet.client.load.result import Result, summary
 from trionet.client.load.verdict import judge, suspicions
 from trionet.net.histogram import Histogram
 
 __all__ = ["conclude", "given", "without_secrets"]
-
-_SUMS = (
-    "connected",
-    "failed",
-    "lost",
-    "sent",
-    "received",
-    "sent_bytes",
-    "received_bytes",
-    "wrong",
-    "unanswered",
-    "missed",
-)
 
 
 def conclude(
@@ -41,7 +28,7 @@ def conclude(
     """  # noqa: D205 - the arguments need two lines
     said = [results[number] for number in sorted(results)]
     totals: Any = result["totals"]
-    for name in _SUMS:
+    for name in COUNTERS:
         totals[name] = sum(each[name] for each in said)
     seen = max((point["open"] for point in result["series"]), default=0)
     totals["peak"] = max(seen, min(sum(each["peak"] for each in said), options.connections))

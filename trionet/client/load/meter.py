@@ -7,11 +7,11 @@ from typing import Any
 
 from trionet.net.histogram import Histogram
 
-__all__ = ["HISTOGRAMS", "Meter"]
+__all__ = ["COUNTERS", "HISTOGRAMS", "Meter"]
 
 HISTOGRAMS = ("connect", "message", "delivery", "reconnect", "control", "late")
 
-_COUNTERS = (
+COUNTERS = (
     "connected",
     "failed",
     "lost",
@@ -44,7 +44,7 @@ class Meter:
         self.control = Histogram()
         self.late = Histogram()  # how late we sent ourselves what was due at a time
         self.totals = {name: Histogram() for name in HISTOGRAMS}
-        self._said = dict.fromkeys(_COUNTERS, 0)
+        self._said = dict.fromkeys(COUNTERS, 0)
         self._cpu = time.process_time()
 
     def failure(self, cause: str, example: str = "") -> None:
@@ -56,12 +56,12 @@ class Meter:
 
     def counters(self) -> dict[str, int]:
         """Sums since the start."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def second(self) -> dict[str, Any]:
         """What has happened since the last call. Histograms go over to `totals`."""
         counters = self.counters()
-        changes = {name: counters[name] - self._said[name] for name in _COUNTERS}
+        changes = {name: counters[name] - self._said[name] for name in COUNTERS}
         self._said = counters
         histograms = {}
         for name in HISTOGRAMS:
