@@ -58,7 +58,7 @@ class Looked:
 
     async def ask(self, name, **arguments):
         """Return the answer of ``debug.name``; raise the error."""
-        answer = (await self.local.ask(f"debug.{name}", timeout=20, **arguments))[os.getpid()]
+        answer = (await self.local.ask(f"debug.{name}", timeout=50, **arguments))[os.getpid()]
         if isinstance(answer, ControlError):
             raise answer
         return answer
