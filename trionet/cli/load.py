@@ -174,10 +174,9 @@ def _extend(function: Any) -> None:
     positional = [p for p in made if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     others = [p for p in made if p.kind is inspect.Parameter.KEYWORD_ONLY]
     function.__signature__ = inspect.Signature([*positional, *others, *kept])
-    lines = "\n".join(f"      {name:<8} {text}" for name, text in SCENARIOS.items())
-    function.__doc__ = function.__doc__.replace(
-        "    Scenarios:\n    SCENARIOS\n", f"    Scenarios::\n\n{lines}\n"
-    )
+    lines = "\n".join(f"  {name:<8} {text}" for name, text in SCENARIOS.items())
+    text = inspect.cleandoc(function.__doc__)  # Python 3.13 has done that already
+    function.__doc__ = text.replace("Scenarios:\nSCENARIOS\n", f"Scenarios::\n\n{lines}\n")
 
 
 _extend(load)
