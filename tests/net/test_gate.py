@@ -192,6 +192,19 @@ async def test_a_closed_gate_accepts_no_more(autojump_clock):
 # ------------------------------------------------------------ errors of accept
 
 
+async def test_a_listener_that_was_readable_when_the_gate_closed():
+    """Its job may be queued then, behind whoever closes the gate: it does nothing, be the socket closed by now."""
+    async with serving(Echo()) as clients:
+        clients.connect()
+        clients.engine.fetch()
+        (job,) = clients.engine.pool.ready
+        clients.gate.close()
+        clients.listener.close()
+        await job.run()
+        assert clients.gate.accepted == 0
+        assert not clients.gate.errnos
+
+
 class FakeListener:
     """Readable while it has answers, which are what `accept` does: an errno, or None for a connection."""
 

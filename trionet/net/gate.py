@@ -383,7 +383,9 @@ class _Door:
         self._due = 0  # nor due: its number may have an entry in the wheel that a closed connection left
 
     async def run(self) -> None:
-        self.gate.accept_some(self.listener)
+        # Else the gate was closed while this job was queued, and the listener with it.
+        if self in self.gate._doors:
+            self.gate.accept_some(self.listener)
 
     def suspended(self) -> None: ...
 
