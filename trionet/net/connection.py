@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import socket
 from collections.abc import Awaitable, Coroutine
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -71,7 +70,6 @@ _FLAGS = (
 )
 
 READ_SIZE: Final = 65536
-_DETACHED: Final = "detached"
 _RESERVE: Final = 6144
 _CONTROL: Final = 512
 NEVER: Final = 1e9  # seconds
@@ -108,6 +106,7 @@ class Rare:
     deadline = 0  # tick at which CLOSING or LINGERING ends
     heir: Any = None  # the stream that takes over the descriptor
     ended: list[Waiter | Parked] | None = None  # who waits for the end
+    detached = False  # that is how it ended
     eof = False  # the end of input came while its handler was suspended
     held: Any = None  # input that came while its handler was suspended, as the protocol keeps it
     held_size = 0
@@ -317,8 +316,7 @@ class Connection:
         elif self._state & _STATE == CLOSED:
             self._state += GONE - CLOSED
             if not self._state & FRESH and (closed := self.closed) is not None:
-                detached = closed.code == 1006 and closed.reason == _DETACHED  # no peer can say 1006
-                code = 0 if detached else closed.code
+                code = 0 if self.rare().detached else closed.code
                 self.protocol.counts.note_closed(code, closed.by)
             lost = self.protocol.lost(self)
             if lost is not None:
@@ -563,11 +561,7 @@ class Connection:
     def reset(self, closed: ConnectionClosed | None = None) -> None:
         """Close at once with a TCP reset: nothing stays in the kernel, neither queue nor TIME_WAIT."""
         if self.fd >= 0:
-            with system.borrowed_socket(self.fd) as sock:
-                try:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                except OSError:
-                    pass
+            system.close_resets(self.fd)
         self.abort(closed)
 
     def _release(self) -> None:
@@ -627,8 +621,9 @@ class Connection:
         """The same at once. Nothing may be queued."""
         unread = self.protocol.unread(self)
         heir = DetachedStream(self.engine, self._stream(), unread)
-        self.note_closed(ConnectionClosed(1006, _DETACHED, "us"))
         rare = self.rare()
+        rare.detached = rare.closed is None
+        self.note_closed(ConnectionClosed(1006, "detached", "us"))
         rare.heir = heir
         rare.held, rare.held_size, rare.eof = None, 0, False  # it is in `unread`
         self._release()

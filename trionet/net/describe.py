@@ -80,9 +80,8 @@ def log_closed(connection: Connection) -> None:
     }
     if connection.queued:
         fields["unsent"] = connection.queued
-    engine = connection.engine
-    if engine.born is not None and connection.fd < len(engine.born) and engine.born[connection.fd]:
-        fields["seconds"] = (engine.tick - engine.born[connection.fd]) * engine.wheel.resolution
+    if (age := connection.engine.age(connection.fd)) is not None:
+        fields["seconds"] = age
     closings.debug("%r: %s", connection, closed, extra={"trionet": fields})
 
 

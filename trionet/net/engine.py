@@ -57,16 +57,14 @@ class Engine:
         self.draining = False
         self.farewell = (1001, "server is going away")  # said to WebSockets while draining
         self.connections = 0
-        self.streams: dict[
-            DetachedStream, Any
-        ] = {}  # of them, those given away, and what `doorkeeper` is told then
+        # Of them, those given away, and what `doorkeeper` is told at their end.
+        self.streams: dict[DetachedStream, Any] = {}
         self.opening = 0  # of them, those in state OPENING
         self.begun: dict[int, int] = {}  # when those were accepted, in ns, by descriptor
         self.opened = 0
         self.overflowed = 0
-        self.born: array[int] | None = (
-            None  # tick of accepting by descriptor; kept when somebody wants to know
-        )
+        # Ticks of accepting by descriptor; kept when somebody wants to know.
+        self.born: array[int] | None = None
         self.pings = random.getrandbits(62)  # what a Ping carries: not to be guessed by whoever sends Pongs
         self.stale = 0
         self.tls: Any = None  # what TLS connections share, made with the first: `tls_session.Workbench`
@@ -153,6 +151,8 @@ class Engine:
             self.poller.register(fd)
         except OSError:  # no memory, or fs.epoll.max_user_watches
             system.close(fd)
+            if (seat := getattr(connection, "_seat", None)) is not None:
+                self.doorkeeper.left(seat)
             raise
         try:
             self.table[fd] = connection
@@ -191,6 +191,12 @@ class Engine:
         if fd >= len(born):
             born.extend([0] * (fd + 1 - len(born)))
         born[fd] = self.tick
+
+    def age(self, fd: int) -> float | None:
+        """Seconds since the connection with this descriptor was accepted, if that was noted."""
+        born = self.born
+        tick = born[fd] if born is not None and 0 <= fd < len(born) else 0
+        return (self.tick - tick) * self.wheel.resolution if tick else None
 
     def forget(self, fd: int) -> None:
         """`fd` is about to be closed."""

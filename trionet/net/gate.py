@@ -22,6 +22,7 @@ from trionet.net.doorkeeper import Book, Doorkeeper, PolicyStatistics, seated
 from trionet.net.engine import Engine
 from trionet.net.listener import PASSING, SHORTAGE, Listener
 from trionet.net.overload import Overload
+from trionet.net.pool import PlainJob
 
 __all__ = ["AcceptGate", "GateStatistics"]
 
@@ -255,7 +256,6 @@ class AcceptGate:
         engine, protocol, doorkeeper = self.engine, listener.protocol, self.doorkeeper
         asks = doorkeeper is not None and doorkeeper.seating and not getattr(protocol, "seats_later", False)
         connection_class: Any = protocol.connection_class
-        seat = None
         for _ in range(room):
             try:
                 fd = listener.accept()
@@ -275,8 +275,6 @@ class AcceptGate:
             try:
                 engine.add(fd, protocol, connection_class)
             except OSError as error:  # it is closed
-                if seat is not None:
-                    doorkeeper.left(seat)  # type: ignore[union-attr]
                 self.shed += 1
                 self._shortage(listener, error)
                 self.shut(_SHORTAGE_PAUSE)
@@ -371,7 +369,7 @@ _WORDS: Final = {
 }
 
 
-class _Door:
+class _Door(PlainJob):
     """A listener as a job of the pool."""
 
     __slots__ = ("_due", "_state", "gate", "listener")
@@ -387,15 +385,7 @@ class _Door:
         if self in self.gate._doors:
             self.gate.accept_some(self.listener)
 
-    def suspended(self) -> None: ...
-
-    def cut_off(self) -> None: ...
-
-    def context_changed(self, context: object) -> None: ...
-
-    def failed(self, error: Exception) -> None:
-        # accept(2) failed for a reason that does not pass: the listener is broken, and the server with it.
-        raise error
+    # `failed`: accept(2) failed for a reason that does not pass. The listener is broken, and the server with it.
 
 
 def _open_spare() -> int:

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from trionet.errors import ConfigurationError
+from trionet.net.pool import PlainJob
 
 if TYPE_CHECKING:
     from trionet.net.engine import Engine
@@ -51,7 +52,7 @@ class Load(Protocol):
         """The part of the control group's memory limit that is in use, not older than a second."""
 
 
-class Probe:
+class Probe(PlainJob):
     """A job that finds out how long jobs wait.
 
     A timestamp on every job would cost every message; one job a sampling interval costs nothing that can be measured,
@@ -77,15 +78,6 @@ class Probe:
     async def run(self) -> None:
         self._waiting = False
         self._waited = perf_counter() - self._sent
-
-    def suspended(self) -> None: ...
-
-    def cut_off(self) -> None: ...
-
-    def context_changed(self, context: object) -> None: ...
-
-    def failed(self, error: BaseException) -> None:
-        raise error
 
 
 class Resident:

@@ -225,11 +225,9 @@ class Lobby:
                 _send(guest.fd, session.output())  # the alert
                 raise
             plain = b""
-            output = session.output()
             if done:
                 guest.stage = READING
                 plain = session.rest()
-            _send(guest.fd, output)
         _send(guest.fd, session.output())
         return plain
 

@@ -36,7 +36,7 @@ from trio.lowlevel import Abort, enable_ki_protection
 from trionet.errors import ConfigurationError, nothing_but
 from trionet.net.counts import durations
 
-__all__ = ["Job", "Parked", "PoolStatistics", "Source", "TaskPool", "Waiter", "split_error"]
+__all__ = ["Job", "Parked", "PlainJob", "PoolStatistics", "Source", "TaskPool", "Waiter", "split_error"]
 
 log = logging.getLogger("trionet.pool")
 
@@ -206,7 +206,22 @@ class Parked:
         self.pool.unpark(self)
 
 
-class _Call:
+class PlainJob:
+    """A `Job` that nothing has to be told of; what it raises ends the pool."""
+
+    __slots__ = ()
+
+    def suspended(self) -> None: ...
+
+    def cut_off(self) -> None: ...
+
+    def context_changed(self, context: contextvars.Context) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        raise error
+
+
+class _Call(PlainJob):
     """A function given to `schedule`."""
 
     __slots__ = ("args", "function", "pool")
@@ -223,15 +238,6 @@ class _Call:
         self.pool._room()
         await self.function(*self.args)
         return self.pool.job_done()
-
-    def suspended(self) -> None: ...
-
-    def cut_off(self) -> None: ...
-
-    def context_changed(self, context: contextvars.Context) -> None: ...
-
-    def failed(self, error: BaseException) -> None:
-        raise error
 
 
 class Timed:

@@ -127,9 +127,18 @@ def _shutdown(fd: int, how: int) -> None:
 
 
 def reset(fd: int) -> None:
-    """Close with a TCP reset: nothing stays in the kernel, neither a queue nor TIME_WAIT (SO_LINGER 0, socket(7))."""
+    """Close with a TCP reset."""
+    close_resets(fd)
+    close(fd)
+
+
+def close_resets(fd: int) -> None:
+    """Have `close` send a TCP reset: nothing stays in the kernel, neither a queue nor TIME_WAIT.
+
+    That is SO_LINGER with no time, see socket(7).
+    """
     if sys.platform == "win32":  # pragma: no cover
-        sock: _socket.socket = _sockets.pop(fd)
+        sock: _socket.socket = _sockets[fd]
     else:
         sock = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)  # as in `_shutdown`
     try:
@@ -137,7 +146,8 @@ def reset(fd: int) -> None:
     except OSError:
         pass
     finally:
-        sock.close()
+        if sys.platform != "win32":  # pragma: no branch
+            sock.detach()
 
 
 def ignore_sigpipe() -> None:

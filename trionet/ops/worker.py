@@ -138,9 +138,8 @@ def _ends_at_once() -> Iterator[None]:
 def run_worker(settings: ServeSettings, place: Place, socks: Sequence[socket.socket]) -> int:
     """Serve as a worker until told to end; returns the exit code: 2 for a `ConfigurationError`, 1 for other errors."""
     logs.set_process(place.number)
-    _ignore(
-        signal.SIGHUP, signal.SIGUSR1, signal.SIGINT
-    )  # a terminal sends it to all; the supervisor decides
+    # Until there are handlers; SIGINT for ever: a terminal sends it to all, and the supervisor decides.
+    _ignore(signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
     try:
         application = load(settings.app)
         raise_descriptor_limit()

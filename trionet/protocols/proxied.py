@@ -137,22 +137,20 @@ class _Greeting(Connection):
             return
         if header is not None:
             usher.settings.accepted += 1
-            self.hand_over(held + seen)
+            self.hand_over(held + seen, header.source)
         elif not seen:
             usher.refuse(self, "left", "end of input")
         else:
             self._input = held + seen
 
-    def hand_over(self, header: bytes) -> None:
-        """Become a connection of the protocol: a new object on the same descriptor."""
+    def hand_over(self, header: bytes, source: Any = None) -> None:
+        """Become a connection of the protocol, whose client is at `source`: a new object on the same descriptor."""
         fd, engine, usher = self.fd, self.engine, self.protocol
         if engine.draining:  # it is on no list of those to be told
             self.abort(ConnectionClosed(1001, "server is going away", "us"))
             return
         seat, refused, doorkeeper = None, None, engine.doorkeeper
         if doorkeeper is not None and doorkeeper.seating:
-            told = parse_proxy_header(header, 65551) if header else None
-            source = told.source if told is not None else None
             seat, refused = doorkeeper.enter(self.peer if source is None else source)
         self.fd = -1
         self._state = GONE
@@ -172,12 +170,7 @@ class _Greeting(Connection):
             cast("Any", connection)._proxy_header = header
             return connection
 
-        try:
-            engine.add(fd, usher.served, cast("Any", make))
-        except OSError:
-            if seat is not None:
-                doorkeeper.left(seat)
-            raise
+        engine.add(fd, usher.served, cast("Any", make))
 
 
 class _Usher(Protocol):
@@ -193,9 +186,8 @@ class _Usher(Protocol):
         self.scheme = getattr(served, "scheme", "tcp")
         self.counts = served.counts
 
-    seats_later = (
-        True  # the gate asks no policy about the proxy's address: `hand_over` asks, about the client's
-    )
+    # The gate asks no policy about the proxy's address: `hand_over` asks, about the client's.
+    seats_later = True
 
     def full(self) -> bool:
         """Whether the protocol that comes next has no room for more."""

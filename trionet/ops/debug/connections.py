@@ -60,10 +60,8 @@ def handler_of(connection: Connection) -> str | None:
 def age_of(connection: Connection | DetachedStream) -> float | None:
     """Seconds since it was accepted, if that was noted."""
     engine: Engine = connection.engine if isinstance(connection, Connection) else connection._engine
-    fd = fd_of(connection)
-    born = engine.born
-    tick = born[fd] if born is not None and 0 <= fd < len(born) else 0
-    return round((engine.tick - tick) * engine.wheel.resolution, 2) if tick else None
+    age = engine.age(fd_of(connection))
+    return round(age, 2) if age is not None else None
 
 
 def stalled_of(connection: Connection) -> float:
