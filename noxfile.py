@@ -120,7 +120,7 @@ def minimums(session: nox.Session) -> None:
     """Run the test suite with the lowest supported version of each dependency."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    names = ("trio-websocket", "isal", "cli", "prometheus", "otel")
+    names = ("trio-websocket", "isal", "cli", "redis", "prometheus", "otel")
     pins = lowest([*project["dependencies"], *(pin for name in names for pin in extras[name])])
     install(session, "test", pins=pins)
     session.run("pytest", *PARALLEL, *QUICK, *session.posargs)

@@ -25,6 +25,7 @@ RANK = {
     "ops.limits": 2,
     "ops.collector": 2,  # and tunes the garbage collector while it runs
     "server": 3,
+    "bus": 3,  # the bus as browsers speak to it: pubsub and protocols joined
     "adapters": 4,
     "ops": 4,
     "client": 4,

@@ -5,7 +5,9 @@
     ├── Rejection            a request head is refused      peer is sent an HTTP response
     ├── UpgradeRefused       a server (or a proxy) refused us: the HTTP response it sent
     ├── ConnectionClosed     you used a connection that has ended; says how it ended
-    └── ConfigurationError   you passed settings that cannot work (also a `ValueError`)
+    ├── ConfigurationError   you passed settings that cannot work (also a `ValueError`)
+    ├── TopicError           a topic's name, or a number of topics, that is not allowed (also a `ValueError`)
+    └── BrokerError          a broker refused; BrokerDown: it cannot be reached now
 
 Waiting that is not allowed (`send_nowait` to a full queue) raises `trio.WouldBlock`; two tasks in one
 place raise `trio.BusyResourceError`; both are Trio's own.
@@ -17,10 +19,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 __all__ = [
+    "BrokerDown",
+    "BrokerError",
     "ConfigurationError",
     "ConnectionClosed",
     "ProtocolError",
     "Rejection",
+    "TopicError",
     "TrionetError",
     "UpgradeRefused",
     "nothing_but",
@@ -34,6 +39,21 @@ class TrionetError(Exception):
 
 class ConfigurationError(TrionetError, ValueError):
     """Settings that contradict each other or cannot work on this machine."""
+
+
+class TopicError(TrionetError, ValueError):
+    """A topic's name is not allowed, or somebody wants more topics than they may have."""
+
+
+class BrokerError(TrionetError):
+    """The broker refused, or failed at, what it was asked: its own words."""
+
+
+class BrokerDown(BrokerError):
+    """The broker cannot be reached now, or did not answer in time.
+
+    What was being published may have arrived or not: publish it again with the same `key`, and it is there once.
+    """
 
 
 class ProtocolError(TrionetError):

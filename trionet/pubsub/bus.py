@@ -1,0 +1,409 @@
+"""A hub and a broker joined: what one process publishes reaches the subscribers of all, and who was away catches up.
+
+A topic is *attached*, subscribed to at the broker, while this process has subscribers of it, or some that are joining:
+once, however many they are.
+
+    joining    what `since` missed is fetched and sent, page by page, until the last page ends where this process
+               stands (`Broker.position`); then the subscriber enters the hub, in the same step. Nothing is buffered:
+               what comes meanwhile is in the history
+    ahead      history may be newer than what was delivered here: until that has caught up, the subscriber stands
+               beside the hub, and what it has is not sent again
+    joined     it is in the hub
+
+So a subscriber has each publication once, in order and without a gap, from `since` on; or it is told that some are
+missing, and goes on from a position it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import attrs
+import trio
+
+from trionet.errors import BrokerDown, BrokerError, TopicError
+from trionet.net.histogram import Histogram
+from trionet.pubsub.attendance import Attendance
+from trionet.pubsub.broker import PAGE, Broker, wall_clock
+from trionet.pubsub.hub import Hub
+from trionet.pubsub.publication import NOWHERE, HistoryPage, Position, Publication
+from trionet.pubsub.topics import check_topic
+
+__all__ = ["Bus", "BusStatistics", "Encoder", "Joined", "open_bus"]
+
+log = logging.getLogger("trionet.pubsub")
+
+S = TypeVar("S")
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
+
+_ROUNDS: Final = 100  # pages after which a subscriber that never catches up is taken for too slow
+_EXCLUDED: Final = 10_000  # publications on their way that leave somebody out
+
+
+class Encoder(Protocol[M_co]):
+    """Makes what subscribers are sent, once for all of them."""
+
+    def publication(self, publication: Publication, /) -> M_co:
+        """Something was published."""
+
+    def interrupted(self, topic: str, position: Position, /) -> M_co:
+        """Publications before `position` may be missing."""
+
+    def presence(self, topic: str, event: str, member: str, info: bytes, /) -> M_co:
+        """A member came ("join") or left ("leave")."""
+
+
+@attrs.frozen
+class Joined:
+    """How a subscription begins: behind `position`. `recovered`: nothing is missing since the position asked for.
+
+    None: no position was asked for. False: what came before `position` may be missing.
+    """
+
+    topic: str
+    position: Position
+    recovered: bool | None
+
+
+@attrs.frozen
+class BusStatistics:
+    """Numbers of a `Bus`; all but `attached` and `joining` only go up."""
+
+    attached: int
+    joining: int
+    published: int
+    publish_failures: int
+    received: int  # publications delivered by the broker
+    recoveries: int  # subscribers that came back and missed nothing
+    recovered: int  # publications they had missed and got
+    lost: int  # subscribers that came back and were told that some are missing
+    interrupted: int  # topics of which the broker has lost the thread
+
+
+class _Place(Generic[S]):
+    """A topic on its way: attached by the first who wants it, while others wait."""
+
+    __slots__ = ("ahead", "attached", "error", "joining")
+
+    def __init__(self) -> None:
+        self.joining: dict[S, bool] = {}  # False: it has left meanwhile
+        self.attached: trio.Event | None = None  # set when it is known whether it was
+        self.error: BrokerError | None = None
+        self.ahead: dict[S, int] = {}  # who has more than was delivered here, up to this offset
+
+
+class Bus(Generic[S, M]):
+    """Subscriptions of one process in a system of many. Make it by `open_bus`.
+
+    Any number of tasks may use it. Subscribers, messages and `send` are those of its `Hub`.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        send: Callable[[Any, M], int],
+        encoder: Encoder[M],
+        *,
+        linger: float = 5.0,
+        **options: Any,
+    ) -> None:
+        self.broker = broker
+        self.encoder = encoder
+        self.hub: Hub[S, M] = Hub(send, on_last=self._last_left, **options)
+        self.node = secrets.token_hex(4)  # tells processes apart
+        self.delays = Histogram()  # microseconds from a publisher's broker to the fan-out here
+        self.attendance = Attendance(broker, self.node, linger)
+        self.published = self.publish_failures = self.received = 0
+        self.recoveries = self.recovered = self.lost = self.interruptions = 0
+        self._places: dict[str, _Place[S]] = {}
+        self._excluded: dict[str, S] = {}
+        self._serial = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run hub and broker until the block is left. Raises `BrokerDown` if the broker cannot be reached at first."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.hub.run)
+            async with self.broker.running(self):
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(self.attendance.run)
+                    yield
+                    inner.cancel_scope.cancel()
+                with trio.move_on_after(1.0):
+                    await self.attendance.leave_all()
+            nursery.cancel_scope.cancel()
+
+    # ------------------------------------------------------------ publishing
+
+    async def publish(
+        self, topic: str, data: bytes, *, key: str = "", tag: str = "", exclude: S | None = None
+    ) -> Position:
+        """Publish to all subscribers in all processes but `exclude`, one of this process. See `Broker.publish`.
+
+        `exclude` finds it in the history later, if it ever asks.
+        """
+        origin = ""
+        if exclude is not None:
+            self._serial += 1
+            origin = f"{self.node}.{self._serial}"
+            while len(self._excluded) >= _EXCLUDED:
+                del self._excluded[next(iter(self._excluded))]
+            self._excluded[origin] = exclude
+        try:
+            position = await self.broker.publish(topic, data, key=key, tag=tag, origin=origin)
+        except BrokerError:
+            self._excluded.pop(origin, None)
+            self.publish_failures += 1
+            raise
+        self.published += 1
+        return position
+
+    # --------------------------------------------------------- subscriptions
+
+    async def subscribe(
+        self,
+        subscriber: S,
+        topic: str,
+        since: Position | None = None,
+        *,
+        begin: Callable[[Joined], Awaitable[object]],
+        replay: Callable[[list[Publication]], Awaitable[object]],
+    ) -> None:
+        """Subscribe to a topic, from `since` on; or to a pattern, of which nothing can be recovered.
+
+        `begin` is awaited before anything is sent (and again, not recovered, if more was published than is kept while a
+        slow peer was sent the rest), `replay` with each page of what was missed; both may wait. When this returns, all
+        that follows comes by the hub. `unsubscribe` and `forget` end it, also
+        while it is under way (then it returns quietly).
+
+        Raises `TopicError` (no name of a topic, too many, subscribed to already), `BrokerDown`, `BrokerError`, and
+        what `begin` and `replay` raise; then there is no subscription.
+        """
+        check_topic(topic, pattern=True)
+        place = self._places.get(topic)
+        if self.hub.has(subscriber, topic) or (place is not None and subscriber in place.joining):
+            raise TopicError(f"subscribed to {topic!r:.80} already")
+        own = self.hub.topics(subscriber)
+        if len(own) >= self.hub.max_topics:
+            raise TopicError(f"more than {self.hub.max_topics} topics of one subscriber")
+        if place is None:
+            place = self._places[topic] = _Place()
+        place.joining[subscriber] = True
+        try:
+            await self._attach(topic, place)
+            await self._join(subscriber, topic, since, place, begin, replay)
+        finally:
+            del place.joining[subscriber]
+            self._tidy(topic, place)
+
+    def unsubscribe(self, subscriber: S, topic: str) -> bool:
+        """End a subscription, and presence with it. False: there was none."""
+        self.attendance.leave(subscriber, topic)
+        place = self._places.get(topic)
+        found = False
+        if place is not None:
+            if place.joining.get(subscriber):
+                place.joining[subscriber] = False
+                found = True
+            if place.ahead.pop(subscriber, None) is not None:
+                found = True
+                self._tidy(topic, place)
+        return self.hub.unsubscribe(subscriber, topic) or found
+
+    def forget(self, subscriber: S) -> Collection[str]:
+        """It has gone: end its subscriptions, and its presence after a while. Returns the topics it had."""
+        self.attendance.forget(subscriber)
+        for topic, place in list(self._places.items()):
+            if subscriber in place.joining or subscriber in place.ahead:
+                self.unsubscribe(subscriber, topic)
+        return self.hub.forget(subscriber)
+
+    async def enter(self, subscriber: S, topic: str, member: str, info: bytes = b"") -> bool:
+        """`subscriber`, who has subscribed to `topic`, is `member` there: announced to all if it is new there.
+
+        It is present until it unsubscribes, or was forgotten and has not come back within `linger` seconds.
+        """
+        return await self.attendance.enter(subscriber, topic, member, info)
+
+    async def members(self, topic: str) -> dict[str, bytes]:
+        """Who is present on `topic`, in all processes."""
+        check_topic(topic)
+        return await self.broker.members(topic)
+
+    async def history(self, topic: str, since: Position | None = None, limit: int = PAGE) -> HistoryPage:
+        """See `Broker.history`."""
+        check_topic(topic)
+        return await self.broker.history(topic, since, limit)
+
+    async def _attach(self, topic: str, place: _Place[S]) -> None:
+        """Have the broker deliver `topic`; several at once do it once."""
+        if topic in self.hub or (place.attached is not None and place.attached.is_set() and not place.error):
+            return
+        if place.attached is None:
+            place.attached = trio.Event()
+            place.error = BrokerDown("the one who subscribed was cancelled")
+            try:
+                await self.broker.subscribe([topic])
+                place.error = None
+            except BrokerError as error:
+                place.error = error
+                raise
+            finally:
+                place.attached.set()
+                if place.error is not None:
+                    place.attached = None
+                    self.broker.unsubscribe([topic])  # cancelled, it may have been done
+        else:
+            attached = place.attached
+            await attached.wait()
+            if place.attached is not attached:  # it failed: now it is our turn
+                await self._attach(topic, place)
+
+    async def _join(
+        self,
+        subscriber: S,
+        topic: str,
+        since: Position | None,
+        place: _Place[S],
+        begin: Callable[[Joined], Awaitable[object]],
+        replay: Callable[[list[Publication]], Awaitable[object]],
+    ) -> None:
+        position = self.broker.position(topic)
+        page: HistoryPage | None = None
+        recovered: bool | None = None
+        if since is not None:
+            recovered = since == position and position != NOWHERE
+            if not recovered and position != NOWHERE:
+                page = await self.broker.history(topic, since)
+                recovered = page.complete
+            start = since if recovered else self.broker.position(topic)
+            if not recovered:
+                page = None
+                self.lost += 1
+        else:
+            start = position
+        await begin(Joined(topic, start, recovered))
+        last = start
+        for _ in range(_ROUNDS):
+            if not place.joining[subscriber]:
+                return
+            position = self.broker.position(topic)
+            if position in (last, NOWHERE):
+                break
+            if page is None:
+                page = await self.broker.history(topic, last)
+                if not place.joining[subscriber]:
+                    return
+            if not page.complete:  # more was published than is kept, while it was sent the rest
+                last = self.broker.position(topic)
+                recovered = False
+                self.lost += 1
+                await begin(Joined(topic, last, recovered))
+            elif page.publications:
+                last = page.publications[-1].position
+                self.recovered += len(page.publications)
+                await replay(page.publications)
+            elif last.epoch != position.epoch or last.offset > position.offset:
+                break  # what was delivered here is behind: nothing is missing
+            page = None
+        else:
+            raise BrokerError(f"{topic!r:.80}: more is published than this subscriber reads")
+        if not place.joining[subscriber]:
+            return
+        if recovered:
+            self.recoveries += 1
+        if last.epoch != position.epoch or last.offset > position.offset:
+            place.ahead[subscriber] = last.offset
+        else:
+            self.hub.subscribe(subscriber, topic)
+
+    def _tidy(self, topic: str, place: _Place[S]) -> None:
+        """Somebody is not joining any more."""
+        if place.joining or place.ahead:
+            return
+        if self._places.get(topic) is place:
+            del self._places[topic]
+        if topic not in self.hub and place.attached is not None:
+            self.broker.unsubscribe([topic])
+
+    def _last_left(self, topic: str) -> None:
+        """The hub has no subscriber of `topic` any more."""
+        place = self._places.get(topic)
+        if place is None:
+            self.broker.unsubscribe([topic])
+        elif place.attached is None:  # who is joining found it attached by the hub
+            place.attached = trio.Event()
+            place.attached.set()
+
+    # --------------------------------------------------- called by the broker
+
+    def deliver(self, publication: Publication) -> None:
+        """See `Receiver`."""
+        self.received += 1
+        topic = publication.topic
+        place = self._places.get(topic)
+        if place is not None and place.ahead:
+            self._catch_up(topic, place, publication.previous)
+        if publication.at:
+            self.delays.record(max(0, int((wall_clock() - publication.at) * 1e6)))
+        exclude = self._excluded.pop(publication.origin, None) if publication.origin else None
+        if self.hub.wanted(topic):
+            self.hub.publish(topic, self.encoder.publication(publication), exclude=exclude)
+        if place is not None and place.ahead:
+            self._catch_up(topic, place, publication.offset)
+
+    def _catch_up(self, topic: str, place: _Place[S], offset: int) -> None:
+        """Everything up to `offset` was delivered: who had no more than that takes part from here on."""
+        for subscriber, last in list(place.ahead.items()):
+            if last <= offset:
+                del place.ahead[subscriber]
+                self.hub.subscribe(subscriber, topic)
+        self._tidy(topic, place)
+
+    def interrupted(self, topic: str, position: Position) -> None:
+        """See `Receiver`."""
+        self.interruptions += 1
+        log.warning("%s: publications before %s:%d may be missing", topic, *position)
+        place = self._places.get(topic)
+        if place is not None and place.ahead:
+            self._catch_up(topic, place, max(place.ahead.values()))
+        if topic in self.hub:
+            self.hub.publish(topic, self.encoder.interrupted(topic, position))
+
+    def presence(self, topic: str, event: str, member: str, info: bytes) -> None:
+        """See `Receiver`."""
+        if self.hub.wanted(topic):
+            self.hub.publish(topic, self.encoder.presence(topic, event, member, info))
+
+    async def wait_room(self) -> None:
+        """See `Receiver`."""
+        await self.hub.wait_room()
+
+    def statistics(self) -> BusStatistics:
+        """Numbers as they are now; the hub has its own."""
+        return BusStatistics(
+            attached=len(self.hub) + sum(topic not in self.hub for topic in self._places),
+            joining=sum(len(place.joining) for place in self._places.values()),
+            published=self.published,
+            publish_failures=self.publish_failures,
+            received=self.received,
+            recoveries=self.recoveries,
+            recovered=self.recovered,
+            lost=self.lost,
+            interrupted=self.interruptions,
+        )
+
+
+@asynccontextmanager
+async def open_bus(
+    broker: Broker, send: Callable[[Any, M], int], encoder: Encoder[M], **options: Any
+) -> AsyncIterator[Bus[Any, M]]:
+    """Run a `Bus` on `broker` for as long as the block lasts. `options` are those of `Bus` and `Hub`."""
+    bus: Bus[Any, M] = Bus(broker, send, encoder, **options)
+    async with bus.running():
+        yield bus

@@ -1,0 +1,108 @@
+"""Names of topics, and what each topic keeps.
+
+A topic is 1 to 255 bytes of UTF-8 without spaces, control characters and ``*``: ``mail:42``, ``news/eu/berlin``. A
+pattern is a beginning and ``*``: ``news/*`` stands for every topic that begins with ``news/``. The beginning is empty
+or ends in one of ``. : /``, so that every engine can match it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import attrs
+
+from trionet.errors import ConfigurationError, TopicError
+
+__all__ = ["DEFAULT_HISTORY", "HistoryLimits", "TopicOptions", "TopicRules", "check_topic", "is_pattern"]
+
+MAX_TOPIC: Final = 255  # bytes
+SEPARATORS: Final = ".:/"
+
+
+def is_pattern(topic: str) -> bool:
+    """Whether `topic` stands for all topics with the same beginning."""
+    return topic.endswith("*")
+
+
+def check_topic(topic: object, *, pattern: bool = False) -> str:
+    """Return `topic` if it is a topic's name (or, with `pattern`, a pattern). Raises `TopicError`."""
+    if not isinstance(topic, str):
+        raise TopicError(f"a topic is a str, not {type(topic).__name__}")
+    name = topic
+    if pattern and is_pattern(topic):
+        name = topic[:-1]
+        if name and name[-1] not in SEPARATORS:
+            raise TopicError(f"a pattern's * stands alone or behind one of {SEPARATORS}: {topic!r:.80}")
+    elif not topic:
+        raise TopicError("a topic has at least one character")
+    if "*" in name or " " in name or not name.isprintable():
+        raise TopicError(f"a topic has no *, no space and no control character: {topic!r:.80}")
+    try:
+        size = len(topic) if topic.isascii() else len(topic.encode())
+    except UnicodeEncodeError:
+        raise TopicError("a topic is UTF-8") from None
+    if size > MAX_TOPIC:
+        raise TopicError(f"a topic has at most {MAX_TOPIC} bytes, not {size}")
+    return topic
+
+
+@attrs.frozen
+class HistoryLimits:
+    """How much of a topic is kept: publications, their bytes, and seconds. What exceeds any of them is dropped."""
+
+    count: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    size: int = attrs.field(default=2**20, validator=attrs.validators.ge(1))
+    age: float = attrs.field(default=300.0, validator=attrs.validators.gt(0))
+
+
+DEFAULT_HISTORY: Final = HistoryLimits()
+
+
+@attrs.frozen
+class TopicOptions:
+    """What a topic does. `history` None: nothing is kept, and nothing can be recovered.
+
+    `presence`: who is subscribed is known, and announced to the others. `conflate`: of publications with the same `tag`
+    only the newest matters, so a peer that reads slowly gets that one; the gaps are not recovered.
+    """
+
+    history: HistoryLimits | None = DEFAULT_HISTORY
+    presence: bool = False
+    conflate: bool = False
+
+
+class TopicRules:
+    """Options by topic: ``TopicRules({"mail:*": TopicOptions(…), "tick": …})``. The longest rule that fits holds.
+
+    Where none fits: `TopicOptions` as it comes. All processes of a system need the same rules.
+    """
+
+    def __init__(self, rules: Mapping[str, TopicOptions] | None = None) -> None:
+        self._exact: dict[str, TopicOptions] = {}
+        self._prefixes: dict[str, TopicOptions] = {"": TopicOptions()}
+        for topic, options in (rules or {}).items():
+            if not isinstance(options, TopicOptions):
+                raise ConfigurationError(f"the rule for {topic!r} is no TopicOptions")
+            check_topic(topic, pattern=True)
+            if is_pattern(topic):
+                self._prefixes[topic[:-1]] = options
+            else:
+                self._exact[topic] = options
+        self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
+
+    def of(self, topic: str) -> TopicOptions:
+        """The options of `topic`."""
+        found = self._exact.get(topic)
+        if found is not None:
+            return found
+        for length in self._lengths:
+            found = self._prefixes.get(topic[:length])
+            if found is not None:
+                return found
+        raise AssertionError("the empty prefix fits")  # pragma: no cover
+
+    def __iter__(self) -> Iterator[tuple[str, TopicOptions]]:
+        yield from self._exact.items()
+        for prefix, options in self._prefixes.items():
+            yield prefix + "*", options
