@@ -24,8 +24,8 @@ nox.options.reuse_venv = "yes"
 ROOT = Path(__file__).parent
 PARALLEL = ("-n", "auto")  # one process for each core; `-- -n 0` shows prints and reaches a debugger
 ALL = ("-m", "not browser")
-# Tests that start supervisors, workers and examples take a fifth of the time and depend little on Python: they run on
-# the newest and, in `cover`, on the oldest one. `-- -m "not browser"` runs them anywhere.
+# Tests that start supervisors, workers, brokers and examples take a fifth of the time and depend little on Python: they
+# run on the newest and on the oldest one. `-- -m "not browser"` runs them anywhere.
 QUICK = ("-m", "not browser and not processes")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 SUPPORTED = nox.project.python_versions(PYPROJECT)
@@ -79,13 +79,12 @@ def existing(*names: str) -> list[str]:
     return [name for name in names if (ROOT / name).exists()]
 
 
-# The oldest Python runs the suite twice anyway: on the lowest dependencies, and for coverage. Those between it and the
-# newest have sessions of their own: `nox -s tests-3.12`.
+# The ends of what is supported: the newest Python with the newest dependencies and, in `cover`, the oldest with the
+# lowest. Those between have sessions of their own: `nox -s tests-3.12`.
 nox.options.sessions = [
     "lint",
     "typing",
-    *(f"tests-{version}" for version in FOUND if version == NEWEST != OLDEST),
-    "minimums",
+    *(f"tests-{version}" for version in FOUND if version == NEWEST),
     "cover",
     "docs",
     "browser",
@@ -116,32 +115,28 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST)
-def minimums(session: nox.Session) -> None:
-    """Run the test suite with the lowest supported version of each dependency."""
+def cover(session: nox.Session) -> None:
+    """Run the suite with the lowest supported version of each dependency, and measure branch coverage.
+
+    The bound is `fail_under` in pyproject.toml. Tests that measure memory mean nothing under a tracer: `tests` has them.
+    """
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     names = ("trio-websocket", "isal", "cli", "redis", "prometheus", "otel")
     pins = lowest([*project["dependencies"], *(pin for name in names for pin in extras[name])])
-    install(session, "test", pins=pins)
-    session.run("pytest", *PARALLEL, *QUICK, *session.posargs)
-    # The tests talk to a current websockets; of the lowest one only the C mask is ours to check.
-    session.install(*lowest(extras["speed"]), silent=True)
-    check = (
-        "from trionet.wire.masking import apply_mask as a, apply_mask_py as b; k = b'abcd'; d = bytes(300); "
-    )
-    session.run("python", "-c", check + "assert a is not b and a(d, k) == b(d, k)", silent=True)
-
-
-@nox.session
-def cover(session: nox.Session) -> None:
-    """Measure branch coverage; the bound is `fail_under` in pyproject.toml."""
-    install(session, "cover")
+    install(session, "cover", pins=pins)
     session.run("coverage", "erase")
     session.run(
         "coverage", "run", "-m", "pytest", *PARALLEL, "-m", "not browser and not measured", *session.posargs
     )
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
+    # The tests talk to a current websockets; of the lowest one only the C mask is ours to check.
+    session.install(*lowest(extras["speed"]), silent=True)
+    check = (
+        "from trionet.wire.masking import apply_mask as a, apply_mask_py as b; k = b'abcd'; d = bytes(300); "
+    )
+    session.run("python", "-c", check + "assert a is not b and a(d, k) == b(d, k)", silent=True)
 
 
 @nox.session

@@ -9,6 +9,7 @@ Where things are, in the order to read them:
     server              `serve`, `open_server`
     ops/                running it: `supervisor` and `worker`, `metrics`, `debug`, `doctor`; cli/: the command
     client/client       `connect_websocket`, `open_client`; client/reconnecting: one that comes back
+    pubsub/bus          topics shared by many processes; bus/: how pages speak to it
     net/engine          one turn of the machinery; below it poller, pool, connection, wheel, listener, gate
     wire/               frames, messages, close codes, request heads: bytes in, values out, no I/O
 """
@@ -27,10 +28,13 @@ from trionet.client.options import ConnectOptions as ConnectOptions
 from trionet.client.reconnecting import Reconnecting as Reconnecting
 from trionet.client.reconnecting import reconnecting as reconnecting
 from trionet.client.websocket import ClientWebSocket as ClientWebSocket
+from trionet.errors import BrokerDown as BrokerDown
+from trionet.errors import BrokerError as BrokerError
 from trionet.errors import ConfigurationError as ConfigurationError
 from trionet.errors import ConnectionClosed as ConnectionClosed
 from trionet.errors import ProtocolError as ProtocolError
 from trionet.errors import Rejection as Rejection
+from trionet.errors import TopicError as TopicError
 from trionet.errors import TrionetError as TrionetError
 from trionet.errors import UpgradeRefused as UpgradeRefused
 from trionet.net.admission import AddressLimit as AddressLimit
@@ -88,6 +92,23 @@ from trionet.protocols.static import StaticFiles as StaticFiles
 from trionet.protocols.websocket import Accept as Accept
 from trionet.protocols.websocket import WebSocketHandler as WebSocketHandler
 from trionet.protocols.websocket import WebSocketProtocol as WebSocketProtocol
+from trionet.pubsub.broker import Broker as Broker
+from trionet.pubsub.broker import BrokerState as BrokerState
+from trionet.pubsub.broker import open_broker as open_broker
+from trionet.pubsub.brokers.memory import MemoryBroker as MemoryBroker
+from trionet.pubsub.bus import Bus as Bus
+from trionet.pubsub.bus import BusStatistics as BusStatistics
+from trionet.pubsub.bus import Encoder as Encoder
+from trionet.pubsub.bus import Joined as Joined
+from trionet.pubsub.bus import open_bus as open_bus
+from trionet.pubsub.hub import Hub as Hub
+from trionet.pubsub.hub import HubStatistics as HubStatistics
+from trionet.pubsub.publication import HistoryPage as HistoryPage
+from trionet.pubsub.publication import Position as Position
+from trionet.pubsub.publication import Publication as Publication
+from trionet.pubsub.topics import HistoryLimits as HistoryLimits
+from trionet.pubsub.topics import TopicOptions as TopicOptions
+from trionet.pubsub.topics import TopicRules as TopicRules
 from trionet.server import Server as Server
 from trionet.server import ServerStatistics as ServerStatistics
 from trionet.server import open_server as open_server
@@ -107,6 +128,12 @@ __all__ = [
     "AdmissionPolicy",
     "Application",
     "Backoff",
+    "Broker",
+    "BrokerDown",
+    "BrokerError",
+    "BrokerState",
+    "Bus",
+    "BusStatistics",
     "Client",
     "ClientStatistics",
     "ClientWebSocket",
@@ -119,6 +146,7 @@ __all__ = [
     "ConnectionLimit",
     "Deflate",
     "DetachedStream",
+    "Encoder",
     "Endpoint",
     "Engine",
     "Event",
@@ -129,14 +157,20 @@ __all__ = [
     "HandshakeRate",
     "HeadLimits",
     "Health",
+    "HistoryLimits",
+    "HistoryPage",
     "HttpProtocol",
     "HttpRequest",
+    "Hub",
+    "HubStatistics",
+    "Joined",
     "LengthPrefixedConnection",
     "LengthPrefixedProtocol",
     "LineConnection",
     "LineProtocol",
     "Listener",
     "LoopLag",
+    "MemoryBroker",
     "MemoryLimit",
     "MessageStream",
     "PolicyStatistics",
@@ -144,12 +178,14 @@ __all__ = [
     "PollerStatistics",
     "PoolStatistics",
     "PoolWait",
+    "Position",
     "PreparedMessage",
     "Protocol",
     "ProtocolError",
     "Proxied",
     "ProxyHeader",
     "ProxyProtocol",
+    "Publication",
     "Reconnecting",
     "Registry",
     "Rejection",
@@ -166,6 +202,9 @@ __all__ = [
     "TaskPool",
     "TlsHandshake",
     "TlsStatistics",
+    "TopicError",
+    "TopicOptions",
+    "TopicRules",
     "TrionetError",
     "TrustedProxies",
     "UpgradeRefused",
@@ -179,6 +218,8 @@ __all__ = [
     "broadcast",
     "broadcast_events",
     "connect_websocket",
+    "open_broker",
+    "open_bus",
     "open_client",
     "open_poller",
     "open_server",

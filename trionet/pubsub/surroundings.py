@@ -1,4 +1,4 @@
-"""What a process knows of the server it is part of, for `open_broker`: workers set it before they load what they serve."""
+"""What a process knows of the server it is part of: workers set it before they load what they serve."""
 
 from __future__ import annotations
 
