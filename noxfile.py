@@ -118,7 +118,7 @@ def tests(session: nox.Session) -> None:
 def cover(session: nox.Session) -> None:
     """Run the suite with the lowest supported version of each dependency, and measure branch coverage.
 
-    The bound is `fail_under` in pyproject.toml. Tests that measure memory mean nothing under a tracer: `tests` has them.
+    The bound is `fail_under` in pyproject.toml. Memory means nothing under a tracer: `tests` bounds it.
     """
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
