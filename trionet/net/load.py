@@ -119,7 +119,11 @@ class Cgroup:
             )
         self.limit, usage, stat = min(found)
         self._usage = os.open(usage, os.O_RDONLY | os.O_CLOEXEC)
-        self._stat = os.open(stat, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._stat = os.open(stat, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._usage)
+            raise
 
     def read(self) -> float:
         """The part of the limit that is in use, 0 to 1."""
@@ -230,7 +234,9 @@ class Readings:
         return self._gauge(Cgroup)
 
     def _gauge(self, kind: type[Resident | Cgroup]) -> float:
-        read_at, value, gauge = self._gauges.get(kind) or (-sys.maxsize, 0.0, kind())
+        if kind not in self._gauges:  # kept before it is read: a read that fails must not lose its files
+            self._gauges[kind] = -sys.maxsize, 0.0, kind()
+        read_at, value, gauge = self._gauges[kind]
         if self.now - read_at >= 1:
             value = gauge.read()
             self._gauges[kind] = self.now, value, gauge

@@ -18,8 +18,6 @@ class Series:
 
     def __init__(self, processes: int) -> None:
         self.alive = set(range(processes))
-        self.points: list[Point] = []
-        self.connect_tail: list[int] = []
         self._seconds: dict[int, dict[int, dict[str, Any]]] = {}
 
     def add(self, process: int, second: int, said: dict[str, Any], phase: str) -> Iterator[Point]:
@@ -37,9 +35,7 @@ class Series:
             second = min(self._seconds)
             if not self.alive <= self._seconds[second].keys():
                 return
-            point = _join(second, list(self._seconds.pop(second).values()), phase)
-            self.points.append(point)
-            yield point
+            yield _join(second, list(self._seconds.pop(second).values()), phase)
 
 
 def _join(second: int, said: list[dict[str, Any]], phase: str) -> Point:

@@ -140,7 +140,7 @@ _TRAPS: Final = str(_TRIO / "_core" / "_traps.py")
 
 def foreign(filename: str) -> bool:
     """Whether the code is a library's: trionet's, Trio's, Python's, or anything installed."""
-    return filename.startswith(_LIBRARIES) or "site-packages" in filename
+    return filename.startswith(_LIBRARIES) or "-packages" in filename  # Debian's are dist-packages
 
 
 def short(filename: str) -> str:
