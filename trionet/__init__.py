@@ -95,6 +95,7 @@ from trionet.protocols.websocket import WebSocketProtocol as WebSocketProtocol
 from trionet.pubsub.broker import Broker as Broker
 from trionet.pubsub.broker import BrokerState as BrokerState
 from trionet.pubsub.broker import open_broker as open_broker
+from trionet.pubsub.broker import open_publisher as open_publisher
 from trionet.pubsub.brokers.memory import MemoryBroker as MemoryBroker
 from trionet.pubsub.bus import Bus as Bus
 from trionet.pubsub.bus import BusStatistics as BusStatistics
@@ -222,6 +223,7 @@ __all__ = [
     "open_bus",
     "open_client",
     "open_poller",
+    "open_publisher",
     "open_server",
     "read_frame",
     "reconnecting",

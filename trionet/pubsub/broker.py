@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ from trionet.pubsub.publication import HistoryPage, Position, Publication
 from trionet.pubsub.surroundings import surroundings
 from trionet.pubsub.topics import TopicOptions, TopicRules
 
-__all__ = ["Broker", "BrokerState", "Receiver", "open_broker"]
+__all__ = ["Broker", "BrokerState", "Receiver", "open_broker", "open_publisher"]
 
 #: Publications a page of history has at most.
 PAGE = 1000
@@ -140,6 +140,39 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     async def members(self, topic: str) -> dict[str, bytes]:
         """Who is there, with the `info` each has."""
+
+
+class _Nobody:
+    """The receiver of a process that only publishes."""
+
+    def deliver(self, publication: Publication) -> None: ...
+
+    def interrupted(self, topic: str, position: Position) -> None: ...
+
+    def presence(self, topic: str, event: str, member: str, info: bytes) -> None: ...
+
+    async def wait_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def open_publisher(
+    broker: Broker | str | None = None,
+    *,
+    rules: TopicRules | Mapping[str, TopicOptions] | None = None,
+    when_down: Literal["error", "queue"] = "queue",
+    **options: Any,
+) -> AsyncIterator[Broker]:
+    """A broker for a program that publishes, reads history, or asks who is there, and subscribes to nothing.
+
+    ``async with trionet.open_publisher("redis://localhost") as bus: await bus.publish("mail:7", b"…", key=mail_id)``.
+    Arguments are those of `open_broker`; here publishing waits for an engine that is away, unless told otherwise.
+    Raises `BrokerDown` if it is away at the start.
+    """
+    if not isinstance(broker, Broker):
+        broker = open_broker(broker, rules=rules, when_down=when_down, **options)
+    async with broker.running(_Nobody()):
+        yield broker
 
 
 def as_rules(rules: TopicRules | Mapping[str, TopicOptions] | None) -> TopicRules:
