@@ -215,7 +215,7 @@ async def slow_reader(server):
     return stream
 
 
-@pytest.mark.parametrize("policy", SlowConsumer)
+@pytest.mark.parametrize("policy", [policy for policy in SlowConsumer if policy is not SlowConsumer.CONFLATE])
 async def test_slow_readers_get_what_the_policy_says(policy):
     """CLOSE ends the stream, WAIT leaves it out, DROP_NEWEST and DROP_OLDEST lose events; the queue stays bounded."""
     feed = Feed(slow_consumer=policy, high_water=20_000)
@@ -364,6 +364,7 @@ def test_what_cannot_work_is_refused():
         {"headers": [("X", "a\nb")]},
         {"headers": [("Connection", "x")]},
         {"slow_consumer": "close"},
+        {"slow_consumer": SlowConsumer.CONFLATE},
     ):
         with pytest.raises(ConfigurationError):
             EventSource(**options)

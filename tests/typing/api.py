@@ -40,6 +40,8 @@ class Chat(trionet.WebSocketHandler):
         await ws.send(bytearray(b"array"))
         await ws.send(memoryview(b"view"))
         await ws.send(trionet.PreparedMessage("once"))
+        await ws.send(trionet.PreparedMessage(trionet.PreparedMessage(b"once"), tag="about"))
+        trionet.PreparedMessage("once", tag=1)  # type: ignore[arg-type]
         ws.send_nowait("text")
         assert_type(await ws.ping(), float)
         async with ws.send_stream(text=True) as stream:

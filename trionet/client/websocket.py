@@ -25,7 +25,8 @@ from trionet.client.opening import Opening
 from trionet.errors import ConnectionClosed, ProtocolError
 from trionet.net.connection import BUSY, CLOSING, EOF, LINGERING, OPEN, OPENING, READ_SIZE, WOKEN, Connection
 from trionet.net.traits import NO_SLOTS, compose
-from trionet.protocols.channel import Message, WebSocket, _encode
+from trionet.protocols.channel import Message, SlowConsumer, WebSocket, _encode
+from trionet.protocols.conflating import Conflating
 from trionet.protocols.deflate import Deflated
 from trionet.protocols.straight import Straight
 from trionet.protocols.websocket import WebSocketHandler, WebSocketProtocol
@@ -259,7 +260,11 @@ class ClientProtocol(WebSocketProtocol):
         self._short, self.short_cut = self.short_cut, -1  # the latter is for masked frames
         straight = issubclass(self.connection_class, Straight)
         # In this order: what is compressed is masked, and what is known of straight-line handlers is built upon.
-        traits = [Deflated] * (self.compression is not None) + [ClientWebSocket] + [Straight] * straight
+        traits: list[Any] = (
+            [Deflated] * (self.compression is not None) + [ClientWebSocket] + [Straight] * straight
+        )
+        if self.slow_consumer is SlowConsumer.CONFLATE:
+            traits.insert(0, Conflating)
         self.connection_class = compose(WebSocket, *traits)
 
     # --------------------------------------------------------- the handshake

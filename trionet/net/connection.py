@@ -447,9 +447,12 @@ class Connection:
         if sent != len(data):
             self._queue(data, sent)
 
+    def _new_outbox(self) -> Outbox:
+        return Outbox(self.engine.tick)
+
     def _queue(self, data: bytes, sent: int) -> None:
         engine = self.engine
-        out = self._out = Outbox(engine.tick)
+        out = self._out = self._new_outbox()
         out.append(data, sent)
         try:
             engine.writer.register(self.fd, 4)

@@ -38,6 +38,18 @@ class Outbox:
             0  # so many are not to be dropped: the first is the rest of a frame, or TLS has enciphered them
         )
 
+    def __len__(self) -> int:
+        """How many frames are queued, the one that is begun among them."""
+        return len(self.frames) - self._head
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def last(self) -> bytes:
+        """The frame that was queued last."""
+        return self.frames[-1]
+
     def append(self, frame: bytes, sent: int = 0) -> None:
         """Queue `frame`; the kernel has taken its first `sent` bytes (then it is the first)."""
         if sent:
@@ -98,16 +110,18 @@ class Outbox:
     def discard_oldest(self, room: int, limit: int, droppable: Callable[[bytes], bool]) -> int:
         """Drop the oldest frames not begun until `room` more bytes keep within `limit`; return how many."""
         frames = self.frames
-        first = self._first()
+        first = seen = self._first()
         kept: list[bytes] = []
         dropped = 0
-        for frame in frames[first:]:
-            if self.size + room > limit and droppable(frame):
+        while self.size + room > limit and seen < len(frames):
+            frame = frames[seen]
+            seen += 1
+            if droppable(frame):
                 self.size -= len(frame) + FRAME_COST
                 dropped += 1
             else:
                 kept.append(frame)
-        frames[first:] = kept
+        frames[first:seen] = kept
         return dropped
 
     def wake(self) -> None:

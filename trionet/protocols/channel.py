@@ -22,6 +22,7 @@ import trio
 
 from trionet.errors import ConnectionClosed, ProtocolError
 from trionet.net import system
+from trionet.net.conflating import TaggedFrame
 from trionet.net.connection import (
     BUSY,
     CLOSING,
@@ -62,25 +63,37 @@ class SlowConsumer(enum.Enum):
     WAIT: `send` waits, `send_nowait` raises `trio.WouldBlock`, `broadcast` leaves this peer out.
     DROP_NEWEST, DROP_OLDEST: a message is dropped, counted, and mentioned in the log (not each time).
     CLOSE: the connection is closed with 1013.
+    CONFLATE: of messages with the same tag (`PreparedMessage`) the newest is enough. As soon as anything is queued, one
+    that waits is driven out by the next with its tag, which goes to the end of the queue, so that what arrives is in
+    order. At `high_water` the tag that was sent least recently loses its message. Messages without a tag: as WAIT.
     """
 
     WAIT = "wait"
     DROP_NEWEST = "drop newest"
     DROP_OLDEST = "drop oldest"
     CLOSE = "close"
+    CONFLATE = "conflate"
 
 
 class PreparedMessage:
     """A message encoded once, to be sent to many. Immutable; text from a str, binary from bytes.
 
-    Compressed once for all connections that compress alike, when the first of them gets it.
+    Compressed once for all connections that compress alike, when the first of them gets it. `tag`: what it is about,
+    for connections with `SlowConsumer.CONFLATE`: a newer message with the same tag makes this one superfluous.
     """
 
     __slots__ = ("_compressed", "frame")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, *, tag: str = "") -> None:
         self.frame = _encode(message)
+        if tag:
+            self.frame = TaggedFrame.of(self.frame, tag)
         self._compressed: dict[Any, bytes] | None = None
+
+    @property
+    def tag(self) -> str:
+        """What it is about; empty if no other makes it superfluous."""
+        return getattr(self.frame, "tag", "")
 
     def compressed(self, codec: Codec) -> bytes:
         """Its frame for peers that agreed on `codec`, one without context takeover on our side."""
@@ -89,7 +102,10 @@ class PreparedMessage:
             variants = self._compressed = {}
         frame = variants.get(codec.key)
         if frame is None:
-            frame = variants[codec.key] = compress_frame(self.frame, codec)
+            frame = compress_frame(self.frame, codec)
+            if self.tag:
+                frame = TaggedFrame.of(frame, self.tag)
+            variants[codec.key] = frame
         return frame
 
 
@@ -377,7 +393,7 @@ class WebSocket(Connection):
     def _pong(self, frame: bytes) -> None:
         out = self._out
         # 5.5.3: one Pong for the latest of several Pings will do, so a flood of them fills no queue.
-        if out is not None and out.frames[-1][:1] == b"\x8a" and out.replace_last(self._sealed(frame)):
+        if out is not None and out.last[:1] == b"\x8a" and out.replace_last(self._sealed(frame)):
             return
         self._emit(frame)
 
@@ -458,7 +474,7 @@ class WebSocket(Connection):
         if self._state & 7 != OPEN:
             raise self._not_open()
         frame = _encode(message)
-        if not self._offer(frame) and (self._streams() or self.protocol.slow_consumer is SlowConsumer.WAIT):
+        if not self._offer(frame) and (self._streams() or self._waits(frame)):
             raise trio.WouldBlock
 
     def _streams(self) -> bool:
@@ -478,7 +494,7 @@ class WebSocket(Connection):
                 protocol.counts.sent += 1
                 self.write(frame)
                 return False
-            elif protocol.slow_consumer is not SlowConsumer.WAIT:
+            elif not self._waits(frame):
                 self._overflow(frame)
                 return False
             else:
@@ -486,6 +502,10 @@ class WebSocket(Connection):
                 await self.wait_writable(len(frame) * 2 + self._held_back() + PARKED)
             if self._state & 7 != OPEN:
                 raise self._not_open()
+
+    def _waits(self, frame: bytes) -> bool:  # noqa: ARG002 - where the policy is CONFLATE, it depends on it
+        """Whether `send` waits for room, rather than that the policy does something else."""
+        return self.protocol.slow_consumer is SlowConsumer.WAIT
 
     def _full(self, frame: bytes, more: int = 0) -> bool:
         out = self._out

@@ -19,7 +19,6 @@ from trionet.protocols.channel import (
     Message,
     MessageStream,
     PreparedMessage,
-    SlowConsumer,
     WebSocket,
     compress_frame,
     is_message,
@@ -102,13 +101,13 @@ class Deflated(WebSocket):
             if stream is not None:
                 await stream.wait_end()
             elif not self._full(frame, PARKED + len(frame)):
-                frame = compress_frame(frame, codec)
+                frame = self._compressed_in_order(frame, codec)
                 self.protocol.counts.sent += 1
                 self._emit(frame)
                 if self.fd < 0:
                     raise self.closed_error()
                 return
-            elif self.protocol.slow_consumer is not SlowConsumer.WAIT:
+            elif not self._waits(frame):
                 self._overflow(frame)
                 return
             else:
@@ -121,10 +120,10 @@ class Deflated(WebSocket):
             super().send_nowait(message)
         elif not codec.ordered:
             super().send_nowait(_packed(message, codec))
-        elif not self._offer_in_order(PreparedMessage(message).frame, codec) and (
-            self._streams() or self.protocol.slow_consumer is SlowConsumer.WAIT
-        ):
-            raise trio.WouldBlock
+        else:
+            frame = PreparedMessage(message).frame
+            if not self._offer_in_order(frame, codec) and (self._streams() or self._waits(frame)):
+                raise trio.WouldBlock
 
     def _offer_prepared(self, message: PreparedMessage) -> bool:
         codec = self.codec
@@ -140,10 +139,13 @@ class Deflated(WebSocket):
             return False
         if self._full(frame):
             return self._overflow(frame)
-        frame = compress_frame(frame, codec)
+        frame = self._compressed_in_order(frame, codec)
         self._emit(frame)
         self.protocol.counts.sent += 1
         return True
+
+    def _compressed_in_order(self, frame: bytes, codec: Codec) -> bytes:
+        return compress_frame(frame, codec)
 
     def _message_stream(self, opcode: int) -> MessageStream:
         codec = self.codec

@@ -166,6 +166,8 @@ class EventSource(Protocol):
         )
         if not isinstance(slow_consumer, SlowConsumer):
             raise ConfigurationError(f"slow_consumer is a SlowConsumer, not {slow_consumer!r}")
+        if slow_consumer is SlowConsumer.CONFLATE:
+            raise ConfigurationError("CONFLATE goes by the tag of a PreparedMessage, and events have none")
         self.keepalive = keepalive or 0.0
         self.slow_consumer = slow_consumer
         self.streams = 0  # open now

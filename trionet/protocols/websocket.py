@@ -24,6 +24,7 @@ from trionet.net.describe import describe
 from trionet.net.traits import compose
 from trionet.protocols.base import Protocol
 from trionet.protocols.channel import SlowConsumer, WebSocket
+from trionet.protocols.conflating import Conflating
 from trionet.protocols.deflate import BURST, Deflated
 from trionet.protocols.forwarded import Forwarded, as_proxies, find_client
 from trionet.protocols.handover import frames_not_handled
@@ -113,6 +114,10 @@ class WebSocketProtocol(Protocol):
     connection_class: type[Connection] = WebSocket
     scheme = "ws"
     name = "websocket"
+
+    #: With `SlowConsumer.CONFLATE`: whether a peer that is behind is closed (1013) where it would be left out of a
+    #: message without a tag; for those who come back and catch up.
+    close_untagged = False
 
     #: Set by an adapter that answers accepted requests itself: called with the connection (in state OPENING, what
     #: follows the head in its ``_input``), the request, its head as it came, and what `on_upgrade` returned.
@@ -223,6 +228,8 @@ class WebSocketProtocol(Protocol):
             self.connection_class = compose(self.connection_class, Forwarded)
         if self.compression is not None:
             self.connection_class = compose(self.connection_class, Deflated)
+        if slow_consumer is SlowConsumer.CONFLATE:
+            self.connection_class = compose(self.connection_class, Conflating)
         self.rate: RateLimit | None = None
         if max_messages_per_second or max_bytes_per_second:
             self.rate = RateLimit(max_messages_per_second, max_bytes_per_second)

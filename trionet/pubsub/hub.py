@@ -1,12 +1,16 @@
 """Who listens to what in this process, and one message to all of them. Synchronous: nothing here waits for a peer.
 
     topic of one subscriber    → the subscriber itself
-    topic of several           → a dict used as an ordered set (29 to 47 bytes an entry; a set takes 105)
+    topic of several           → a list of them (9 bytes each; a dict takes 29 to 60, a set 105)
     subscriber of one topic    → its name; of several: a tuple of names
+
+Who leaves a long list is noted, and taken out with the next publication, or when one in sixteen has left. A name is
+kept once, however many have said it.
 
 A publication costs what its subscribers cost, whatever else is subscribed: one look for the topic, and one for each
 length of a pattern's beginning. More than `slice` subscribers get it in slices, between which `run` lets others have
-their turn. It goes to those who were subscribed when it was published, and publications of one topic keep their order:
+their turn. It goes to those who were subscribed when it was published, unless they have left meanwhile, and
+publications of one topic keep their order:
 
     no fan-out of the topic is under way   the first slice is sent at once, the rest is queued
     one is under way                       the publication is queued behind it
@@ -16,7 +20,7 @@ their turn. It goes to those who were subscribed when it was published, and publ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -33,6 +37,7 @@ M = TypeVar("M")
 MAX_TOPICS: Final = 128  # of a subscriber
 SLICE: Final = 512  # subscribers: some 2.5 ms
 _MANY: Final = 8  # up to so many topics of a subscriber are a tuple
+_SHORT: Final = 32  # up to so many subscribers of a topic, one is taken out of the list at once
 
 
 @attrs.frozen
@@ -48,24 +53,66 @@ class HubStatistics:
     behind: int  # publications whose fan-out is not finished
 
 
+class _Members(list[Any]):
+    """Several subscribers of a topic, those who have left among them. While a fan-out may use it, it only grows."""
+
+    __slots__ = ("gone", "name")
+
+    def __init__(self, name: str, members: Iterable[Any]) -> None:
+        super().__init__(members)
+        self.name = name
+        self.gone: set[Any] | None = None
+
+    def present(self) -> _Members:
+        """Those who have not left."""
+        gone = self.gone
+        return (
+            self if gone is None else _Members(self.name, [member for member in self if member not in gone])
+        )
+
+
 class _FanOut(Generic[S, M]):
-    """A publication on its way."""
+    """A publication on its way to the first `count` of `members`."""
 
-    __slots__ = ("left", "members", "message", "sent")
+    __slots__ = ("count", "members", "message", "number", "sent")
 
-    def __init__(self, message: M, members: list[S], sent: int) -> None:
+    def __init__(self, message: M, members: Sequence[S], count: int) -> None:
         self.message = message
         self.members = members
-        self.sent = sent  # so many of the members have it
-        self.left: set[S] | None = None  # who has unsubscribed meanwhile
+        self.count = count
+        self.sent = 0  # so many of the members have it
+        self.number = 0  # in its line
+
+
+class _Line(deque[_FanOut[S, M]]):
+    """Publications of a topic that are on their way, the oldest first."""
+
+    __slots__ = ("left", "number")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0  # of the newest
+        self.left: dict[S, int] = {}  # who has unsubscribed → the newest that was on its way then
+
+    def add(self, fan_out: _FanOut[S, M]) -> None:
+        """At the end."""
+        self.number = fan_out.number = self.number + 1
+        self.append(fan_out)
+
+    def done(self) -> None:
+        """The oldest has been sent."""
+        self.popleft()
+        if self.left and self:
+            oldest = self[0].number
+            self.left = {member: number for member, number in self.left.items() if number >= oldest}
 
 
 class Hub(Generic[S, M]):
     """Topics of one process. Everything belongs to the Trio thread.
 
     `send` gives one message to many subscribers without waiting, and returns how many took it: `trionet.broadcast` for
-    WebSockets. Subscribers are any objects that can be a dict's key. `on_first` and `on_last` are called when a topic
-    gets its first subscriber and when it has lost the last one.
+    WebSockets. Subscribers are any objects that can be a dict's key, but None. `on_first` and `on_last` are called when
+    a topic gets its first subscriber and when it has lost the last one.
 
     A subscriber that has gone must be taken out by `forget`: in `on_close`, for a WebSocket.
     """
@@ -95,7 +142,7 @@ class Hub(Generic[S, M]):
         self._of: dict[S, Any] = {}  # S → str, tuple or dict of str
         self._lengths: dict[int, int] = {}  # of patterns' beginnings → how many there are
         self._subscriptions = 0
-        self._fan_outs: dict[str, deque[_FanOut[S, M]]] = {}  # the topic whose turn it is comes first
+        self._fan_outs: dict[str, _Line[S, M]] = {}  # the topic whose turn it is comes first
         self._behind = 0
         self._running = False
         self._work = trio.Event()
@@ -108,7 +155,7 @@ class Hub(Generic[S, M]):
         own = self._of.get(subscriber)
         if own is not None and (own == topic if own.__class__ is str else topic in own):
             return False
-        check_topic(topic, pattern=True)
+        topic = str.__str__(check_topic(topic, pattern=True))  # a subclass would not be taken for a str below
         count = 0 if own is None else 1 if own.__class__ is str else len(own)
         if count >= self.max_topics:
             raise TopicError(f"more than {self.max_topics} topics of one subscriber")
@@ -119,9 +166,15 @@ class Hub(Generic[S, M]):
                 length = len(topic) - 1
                 self._lengths[length] = self._lengths.get(length, 0) + 1
         elif members.__class__ is _Members:
-            members[subscriber] = None
+            topic = members.name
+            if members.gone is not None and subscriber in members.gone:
+                members.gone.remove(subscriber)  # it has its old place again
+                members.gone = members.gone or None
+            else:
+                members.append(subscriber)
         else:
-            self._topics[topic] = _Members(((members, None), (subscriber, None)))
+            topic = self._name(members, topic)
+            self._topics[topic] = _Members(topic, (members, subscriber))
         if own is None:
             self._of[subscriber] = topic
         elif own.__class__ is str:
@@ -170,9 +223,7 @@ class Hub(Generic[S, M]):
         members = self._topics[topic]
         last = members.__class__ is not _Members
         if not last:
-            del members[subscriber]
-            if len(members) == 1:
-                self._topics[topic] = next(iter(members))
+            self._take_out(subscriber, members)
         else:
             del self._topics[topic]
             if is_pattern(topic):
@@ -185,13 +236,31 @@ class Hub(Generic[S, M]):
         if last and self._on_last is not None:
             self._on_last(topic)
 
+    def _take_out(self, subscriber: S, members: _Members) -> None:
+        gone = members.gone
+        if gone is None and len(members) <= _SHORT:
+            if self._fan_outs:  # one of them may be under way along the list
+                members = self._topics[members.name] = _Members(members.name, members)
+            members.remove(subscriber)
+            if len(members) == 1:
+                self._topics[members.name] = members[0]
+            return
+        if gone is None:
+            gone = members.gone = set()
+        gone.add(subscriber)
+        if len(gone) * 16 > len(members):
+            self._topics[members.name] = members.present()
+
+    def _name(self, subscriber: S, topic: str) -> str:
+        """The str that `_topics` has for `topic`, whose one subscriber this is."""
+        own = self._of[subscriber]
+        return own if own.__class__ is str else next(name for name in own if name == topic)
+
     def _left(self, subscriber: S, topic: str) -> None:
-        for name, fan_outs in self._fan_outs.items():
-            if name == topic or (is_pattern(topic) and name.startswith(topic[:-1])):
-                for fan_out in fan_outs:
-                    if fan_out.left is None:
-                        fan_out.left = set()
-                    fan_out.left.add(subscriber)
+        own = self.topics(subscriber)
+        for name, line in self._fan_outs.items():
+            if _fits(topic, name) and not any(_fits(other, name) for other in own):
+                line.left[subscriber] = line.number
 
     def __contains__(self, topic: str) -> bool:
         """Whether somebody has subscribed to exactly this topic or pattern."""
@@ -214,14 +283,16 @@ class Hub(Generic[S, M]):
         return () if own is None else (own,) if own.__class__ is str else tuple(own)
 
     def subscribers(self, topic: str) -> Collection[S]:
-        """Who has subscribed to exactly this topic or pattern, the earliest first."""
+        """Who has subscribed to exactly this topic or pattern."""
         members = self._topics.get(topic)
-        return () if members is None else tuple(members) if members.__class__ is _Members else (members,)
+        return () if members is None else tuple(_members(members))
 
     def count(self, topic: str) -> int:
         """How many have subscribed to exactly this topic or pattern."""
         members = self._topics.get(topic)
-        return 0 if members is None else len(members) if members.__class__ is _Members else 1
+        if members.__class__ is _Members:
+            return len(members) - (0 if members.gone is None else len(members.gone))
+        return 0 if members is None else 1
 
     # ------------------------------------------------------------ publishing
 
@@ -242,31 +313,36 @@ class Hub(Generic[S, M]):
         self.published += 1
         if members is None:
             return 0
-        if members.__class__ is not _Members:
+        if members.__class__ is _Members:
+            if members.gone is not None:
+                members = self._topics[members.name] = members.present()
+        elif members.__class__ is not list:
             members = (members,)
         if exclude is not None:
             members = [member for member in members if member is not exclude]
         count = len(members)
-        behind = self._fan_outs.get(topic)
-        if behind is None and (count <= self.slice or not self._running):
-            taken = self._send(members, message)
+        line = self._fan_outs.get(topic)
+        if line is None and (count <= self.slice or not self._running):
+            taken = self._send(members[:], message)  # a copy: whoever is sent to may leave at once
             self.delivered += taken
             self.left_out += count - taken
             return count
-        fan_out = _FanOut(message, list(members), 0)
-        if behind is None:
-            self._step(fan_out)
-            behind = self._fan_outs[topic] = deque()
-        elif len(behind) >= self.max_behind:
-            self._finish_one(behind)
-        behind.append(fan_out)
+        fan_out = _FanOut(message, members, count)
         self._behind += 1
         self._work.set()
+        if line is None:
+            line = self._fan_outs[topic] = _Line()
+            line.add(fan_out)
+            self._step(line, fan_out)
+        else:
+            if len(line) >= self.max_behind:
+                self._finish_one(line)
+            line.add(fan_out)
         return count
 
     def _with_patterns(self, topic: str, members: Any) -> Any:
-        """`members` and those of all patterns that fit."""
-        union: _Members | None = None
+        """`members` and those of all patterns that fit, each once."""
+        union: dict[Any, None] | None = None
         for length in self._lengths:
             more = self._topics.get(topic[:length] + "*") if length <= len(topic) else None
             if more is None:
@@ -275,9 +351,9 @@ class Hub(Generic[S, M]):
                 members = more
                 continue
             if union is None:
-                members = union = _members(members)
-            union.update(_members(more))
-        return members
+                union = dict.fromkeys(_members(members))
+            union.update(dict.fromkeys(_members(more)))
+        return members if union is None else list(union)
 
     # --------------------------------------------------------------- fan-out
 
@@ -291,20 +367,21 @@ class Hub(Generic[S, M]):
                 if not self._fan_outs:
                     self._work = trio.Event()
                     await self._work.wait()
-                topic, behind = next(iter(self._fan_outs.items()))
-                self._step(behind[0])
+                topic, line = next(iter(self._fan_outs.items()))
+                fan_out = line[0]
+                self._step(line, fan_out)
                 del self._fan_outs[topic]
-                if behind[0].sent >= len(behind[0].members):
-                    self._done(behind)
-                if behind:
-                    self._fan_outs[topic] = behind  # at the end: topics take turns
+                if fan_out.sent == fan_out.count and line[0] is fan_out:
+                    self._done(line)
+                if line:
+                    self._fan_outs[topic] = line  # at the end: topics take turns
                 await trio.lowlevel.checkpoint()
         finally:
             self._running = False
             while self._fan_outs:  # nobody would do it later
-                _, behind = self._fan_outs.popitem()
-                while behind:
-                    self._finish_one(behind)
+                _, line = self._fan_outs.popitem()
+                while line:
+                    self._finish_one(line)
 
     async def wait_room(self) -> None:
         """Wait while `max_behind` publications, or more, are on their way. For those who could publish without end."""
@@ -313,25 +390,25 @@ class Hub(Generic[S, M]):
                 self._room = trio.Event()
             await self._room.wait()
 
-    def _step(self, fan_out: _FanOut[S, M]) -> None:
+    def _step(self, line: _Line[S, M], fan_out: _FanOut[S, M]) -> None:
         """Send the next slice."""
         begin = fan_out.sent
-        fan_out.sent = begin + self.slice
+        fan_out.sent = min(begin + self.slice, fan_out.count)
         members = fan_out.members[begin : fan_out.sent]
-        if fan_out.left:
-            members = [member for member in members if member not in fan_out.left]
+        if line.left:
+            members = [member for member in members if line.left.get(member, 0) < fan_out.number]
         taken = self._send(members, fan_out.message)
         self.delivered += taken
         self.left_out += len(members) - taken
 
-    def _finish_one(self, behind: deque[_FanOut[S, M]]) -> None:
-        fan_out = behind[0]
-        while fan_out.sent < len(fan_out.members):
-            self._step(fan_out)
-        self._done(behind)
+    def _finish_one(self, line: _Line[S, M]) -> None:
+        fan_out = line[0]
+        while fan_out.sent < fan_out.count:
+            self._step(line, fan_out)
+        self._done(line)
 
-    def _done(self, behind: deque[_FanOut[S, M]]) -> None:
-        behind.popleft()
+    def _done(self, line: _Line[S, M]) -> None:
+        line.done()
         self._behind -= 1
         if self._behind < self.max_behind:
             self._room.set()
@@ -349,12 +426,11 @@ class Hub(Generic[S, M]):
         )
 
 
-class _Members(dict[Any, None]):
-    """Several subscribers of a topic: a class of its own, for a subscriber may be a dict too."""
+def _fits(topic: str, name: str) -> bool:
+    """Whether who has subscribed to `topic`, which may be a pattern, gets what is published on `name`."""
+    return topic == name or (is_pattern(topic) and name.startswith(topic[:-1]))
 
-    __slots__ = ()
 
-
-def _members(members: Any) -> _Members:
-    """The same as a new set."""
-    return _Members(members) if members.__class__ is _Members else _Members(((members, None),))
+def _members(members: Any) -> Iterable[Any]:
+    """What a topic has in `Hub._topics`, as an iterable."""
+    return members.present() if members.__class__ is _Members else (members,)

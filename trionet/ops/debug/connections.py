@@ -108,7 +108,7 @@ def row(connection: Connection | DetachedStream) -> dict[str, Any] | None:
         "handler": handler_of(connection),
         "silent": silent_of(connection),
         "queued": connection.queued,
-        "frames": len(out.frames) - out._head if out is not None else 0,
+        "frames": len(out) if out is not None else 0,
         "stalled": stalled_of(connection),
         "held": held(connection),
         "partial": partial(connection),
