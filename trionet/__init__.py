@@ -18,18 +18,34 @@ from __future__ import annotations
 
 from trionet._version import __version__ as __version__
 from trionet.adapters.stream import StreamProtocol as StreamProtocol
+from trionet.bus import BusHandler as BusHandler
+from trionet.bus import Refused as Refused
+from trionet.bus import Session as Session
+from trionet.bus import bus_protocol as bus_protocol
+from trionet.bus import client_module as client_module
 from trionet.client.backoff import Backoff as Backoff
+from trionet.client.bus import BusClient as BusClient
+from trionet.client.bus import open_bus_client as open_bus_client
+from trionet.client.bus_requests import BusHistory as BusHistory
+from trionet.client.bus_requests import BusMembers as BusMembers
 from trionet.client.client import ClientStatistics as ClientStatistics
 from trionet.client.client import Connecting as Connecting
 from trionet.client.client import WebSocketClient as WebSocketClient
 from trionet.client.client import connect_websocket as connect_websocket
 from trionet.client.client import open_client as open_client
+from trionet.client.following import BusSubscribed as BusSubscribed
 from trionet.client.options import ConnectOptions as ConnectOptions
 from trionet.client.reconnecting import Reconnecting as Reconnecting
 from trionet.client.reconnecting import reconnecting as reconnecting
+from trionet.client.subscription import BusEvent as BusEvent
+from trionet.client.subscription import BusMessage as BusMessage
+from trionet.client.subscription import BusPresence as BusPresence
+from trionet.client.subscription import BusReset as BusReset
+from trionet.client.subscription import BusSubscription as BusSubscription
 from trionet.client.websocket import ClientWebSocket as ClientWebSocket
 from trionet.errors import BrokerDown as BrokerDown
 from trionet.errors import BrokerError as BrokerError
+from trionet.errors import BusError as BusError
 from trionet.errors import ConfigurationError as ConfigurationError
 from trionet.errors import ConnectionClosed as ConnectionClosed
 from trionet.errors import ProtocolError as ProtocolError
@@ -134,7 +150,18 @@ __all__ = [
     "BrokerError",
     "BrokerState",
     "Bus",
+    "BusClient",
+    "BusError",
+    "BusEvent",
+    "BusHandler",
+    "BusHistory",
+    "BusMembers",
+    "BusMessage",
+    "BusPresence",
+    "BusReset",
     "BusStatistics",
+    "BusSubscribed",
+    "BusSubscription",
     "Client",
     "ClientStatistics",
     "ClientWebSocket",
@@ -188,6 +215,7 @@ __all__ = [
     "ProxyProtocol",
     "Publication",
     "Reconnecting",
+    "Refused",
     "Registry",
     "Rejection",
     "Request",
@@ -196,6 +224,7 @@ __all__ = [
     "Router",
     "Server",
     "ServerStatistics",
+    "Session",
     "SlowConsumer",
     "StaticFile",
     "StaticFiles",
@@ -218,9 +247,12 @@ __all__ = [
     "__version__",
     "broadcast",
     "broadcast_events",
+    "bus_protocol",
+    "client_module",
     "connect_websocket",
     "open_broker",
     "open_bus",
+    "open_bus_client",
     "open_client",
     "open_poller",
     "open_publisher",

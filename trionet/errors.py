@@ -7,7 +7,8 @@
     ├── ConnectionClosed     you used a connection that has ended; says how it ended
     ├── ConfigurationError   you passed settings that cannot work (also a `ValueError`)
     ├── TopicError           a topic's name, or a number of topics, that is not allowed (also a `ValueError`)
-    └── BrokerError          a broker refused; BrokerDown: it cannot be reached now
+    ├── BrokerError          a broker refused; BrokerDown: it cannot be reached now
+    └── BusError             a server's bus refused a client of it, which was told a `code`
 
 Waiting that is not allowed (`send_nowait` to a full queue) raises `trio.WouldBlock`; two tasks in one
 place raise `trio.BusyResourceError`; both are Trio's own.
@@ -21,6 +22,7 @@ from typing import Literal
 __all__ = [
     "BrokerDown",
     "BrokerError",
+    "BusError",
     "ConfigurationError",
     "ConnectionClosed",
     "ProtocolError",
@@ -54,6 +56,22 @@ class BrokerDown(BrokerError):
 
     What was being published may have arrived or not: publish it again with the same `key`, and it is there once.
     """
+
+
+class BusError(TrionetError):
+    """What a client of a bus asked for was refused, or cannot be had any more.
+
+    `code` is one of the protocol's (``forbidden``, ``unavailable``, …), or the client's own: ``closed`` (no connection,
+    and none will be made), ``queue-full``. `retry`: whether the same may work later. `key`: of a publication that may
+    have arrived or not; published again with it, it is there once.
+    """
+
+    def __init__(self, code: str, text: str = "", *, retry: bool = False, key: str | None = None) -> None:
+        super().__init__(f"{code}: {text}" if text else code)
+        self.code = code
+        self.text = text
+        self.retry = retry
+        self.key = key
 
 
 class ProtocolError(TrionetError):

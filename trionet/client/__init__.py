@@ -2,5 +2,6 @@
 
 In the order to read them: `options`, `websocket` (the connection, its protocol), `dialing` (from a URL to a
 descriptor), `opening` (from a descriptor to an open WebSocket), `client` (what users hold), `backoff` and
-`reconnecting`.
+`reconnecting`. On top of those the client of the bus: `following` (pure), `subscription`, `bus_requests`, `bus_link`
+and `bus`.
 """

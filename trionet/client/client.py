@@ -270,7 +270,7 @@ async def open_client(
         try:
             yield client
         except BaseException as error:
-            if _cancels(error):
+            if cancels(error):
                 raise
             failure = error  # the block's own: it goes on below, not wrapped in groups
         finally:
@@ -282,10 +282,10 @@ async def open_client(
             del failure  # no cycle of exception, traceback and frame
 
 
-def _cancels(error: BaseException) -> bool:
+def cancels(error: BaseException) -> bool:
     """Whether a cancel scope waits for it."""
     if isinstance(error, BaseExceptionGroup):
-        return any(map(_cancels, error.exceptions))
+        return any(map(cancels, error.exceptions))
     return isinstance(error, trio.Cancelled)
 
 
