@@ -19,8 +19,6 @@ from __future__ import annotations
 from trionet._version import __version__ as __version__
 from trionet.adapters.stream import StreamProtocol as StreamProtocol
 from trionet.bus import BusHandler as BusHandler
-from trionet.bus import Refused as Refused
-from trionet.bus import Session as Session
 from trionet.bus import bus_protocol as bus_protocol
 from trionet.bus import client_module as client_module
 from trionet.client.backoff import Backoff as Backoff
@@ -215,7 +213,6 @@ __all__ = [
     "ProxyProtocol",
     "Publication",
     "Reconnecting",
-    "Refused",
     "Registry",
     "Rejection",
     "Request",
@@ -224,7 +221,6 @@ __all__ = [
     "Router",
     "Server",
     "ServerStatistics",
-    "Session",
     "SlowConsumer",
     "StaticFile",
     "StaticFiles",
