@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -25,7 +26,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import attrs
 import trio
 
-from trionet.errors import BrokerDown, BrokerError, TopicError
+from trionet.errors import BrokerError, TopicError
 from trionet.net.histogram import Histogram
 from trionet.pubsub.attendance import Attendance
 from trionet.pubsub.broker import PAGE, Broker, wall_clock
@@ -41,7 +42,9 @@ S = TypeVar("S")
 M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
 
-_ROUNDS: Final = 100  # pages after which a subscriber that never catches up is taken for too slow
+_GOODBYE: Final = 1.0  # seconds that the end may take, to tell the broker who was here
+_PAGE: Final = 100  # publications in hand for one that catches up: thousands may come back at once
+_FRUITLESS: Final = 100  # empty pages after which the engine is taken to be at fault
 _EXCLUDED: Final = 10_000  # publications on their way that leave somebody out
 
 
@@ -85,16 +88,26 @@ class BusStatistics:
     interrupted: int  # topics of which the broker has lost the thread
 
 
+class _Attempt:
+    """One try to subscribe at the broker, that others wait for."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: BrokerError | None = None
+
+
 class _Place(Generic[S]):
     """A topic on its way: attached by the first who wants it, while others wait."""
 
-    __slots__ = ("ahead", "attached", "error", "joining")
+    __slots__ = ("ahead", "attached", "attempt", "joining")
 
     def __init__(self) -> None:
         self.joining: dict[S, bool] = {}  # False: it has left meanwhile
-        self.attached: trio.Event | None = None  # set when it is known whether it was
-        self.error: BrokerError | None = None
-        self.ahead: dict[S, int] = {}  # who has more than was delivered here, up to this offset
+        self.attached = False  # by one of these, so that the last of them has to end it if the hub has nobody
+        self.attempt: _Attempt | None = None
+        self.ahead: dict[S, Position] = {}  # who has more than was delivered here: up to this
 
 
 class Bus(Generic[S, M]):
@@ -121,21 +134,21 @@ class Bus(Generic[S, M]):
         self.published = self.publish_failures = self.received = 0
         self.recoveries = self.recovered = self.lost = self.interruptions = 0
         self._places: dict[str, _Place[S]] = {}
-        self._excluded: dict[str, S] = {}
+        self._pending: dict[S, set[str]] = {}  # subscriber → topics where it is joining, or ahead
+        self._excluded: OrderedDict[str, S] = OrderedDict()
         self._serial = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run hub and broker until the block is left. Raises `BrokerDown` if the broker cannot be reached at first."""
-        async with trio.open_nursery() as nursery:
+        async with self.broker.running(self), trio.open_nursery() as nursery:
             nursery.start_soon(self.hub.run)
-            async with self.broker.running(self):
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(self.attendance.run)
-                    yield
-                    inner.cancel_scope.cancel()
-                with trio.move_on_after(1.0):
-                    await self.attendance.leave_all()
+            nursery.start_soon(self.attendance.run)
+            try:
+                yield
+            finally:
+                with trio.move_on_after(_GOODBYE, shield=True):
+                    await self.attendance.hand_over()
             nursery.cancel_scope.cancel()
 
     # ------------------------------------------------------------ publishing
@@ -148,11 +161,11 @@ class Bus(Generic[S, M]):
         `exclude` finds it in the history later, if it ever asks.
         """
         origin = ""
-        if exclude is not None:
+        if exclude is not None and (exclude in self._pending or self.hub.topics(exclude)):
             self._serial += 1
             origin = f"{self.node}.{self._serial}"
             while len(self._excluded) >= _EXCLUDED:
-                del self._excluded[next(iter(self._excluded))]
+                self._excluded.popitem(last=False)
             self._excluded[origin] = exclude
         try:
             position = await self.broker.publish(topic, data, key=key, tag=tag, origin=origin)
@@ -186,20 +199,30 @@ class Bus(Generic[S, M]):
         """
         check_topic(topic, pattern=True)
         place = self._places.get(topic)
-        if self.hub.has(subscriber, topic) or (place is not None and subscriber in place.joining):
+        if self.has(subscriber, topic) or (place is not None and subscriber in place.joining):
             raise TopicError(f"subscribed to {topic!r:.80} already")
-        own = self.hub.topics(subscriber)
-        if len(own) >= self.hub.max_topics:
+        pending = self._pending.get(subscriber, ())
+        if len(self.hub.topics(subscriber)) + len(pending) >= self.hub.max_topics:
             raise TopicError(f"more than {self.hub.max_topics} topics of one subscriber")
         if place is None:
             place = self._places[topic] = _Place()
         place.joining[subscriber] = True
+        self._pending.setdefault(subscriber, set()).add(topic)
         try:
             await self._attach(topic, place)
             await self._join(subscriber, topic, since, place, begin, replay)
         finally:
             del place.joining[subscriber]
+            if subscriber not in place.ahead:
+                self._settled(subscriber, topic)
             self._tidy(topic, place)
+
+    def has(self, subscriber: S, topic: str) -> bool:
+        """Whether this subscription is there, or on its way."""
+        place = self._places.get(topic)
+        if place is not None and (subscriber in place.ahead or place.joining.get(subscriber, False)):
+            return True
+        return self.hub.has(subscriber, topic)
 
     def unsubscribe(self, subscriber: S, topic: str) -> bool:
         """End a subscription, and presence with it. False: there was none."""
@@ -212,22 +235,26 @@ class Bus(Generic[S, M]):
                 found = True
             if place.ahead.pop(subscriber, None) is not None:
                 found = True
+                self._settled(subscriber, topic)
                 self._tidy(topic, place)
         return self.hub.unsubscribe(subscriber, topic) or found
 
     def forget(self, subscriber: S) -> Collection[str]:
         """It has gone: end its subscriptions, and its presence after a while. Returns the topics it had."""
         self.attendance.forget(subscriber)
-        for topic, place in list(self._places.items()):
-            if subscriber in place.joining or subscriber in place.ahead:
-                self.unsubscribe(subscriber, topic)
-        return self.hub.forget(subscriber)
+        pending = tuple(self._pending.get(subscriber, ()))
+        for topic in pending:
+            self.unsubscribe(subscriber, topic)
+        return (*self.hub.forget(subscriber), *pending)
 
     async def enter(self, subscriber: S, topic: str, member: str, info: bytes = b"") -> bool:
         """`subscriber`, who has subscribed to `topic`, is `member` there: announced to all if it is new there.
 
         It is present until it unsubscribes, or was forgotten and has not come back within `linger` seconds.
+        Raises `TopicError` if it is not subscribed (any more), `BrokerError`.
         """
+        if not self.has(subscriber, topic):  # perhaps it has gone: then it would be present for ever
+            raise TopicError(f"not subscribed to {topic!r:.80}")
         return await self.attendance.enter(subscriber, topic, member, info)
 
     async def members(self, topic: str) -> dict[str, bytes]:
@@ -241,28 +268,26 @@ class Bus(Generic[S, M]):
         return await self.broker.history(topic, since, limit)
 
     async def _attach(self, topic: str, place: _Place[S]) -> None:
-        """Have the broker deliver `topic`; several at once do it once."""
-        if topic in self.hub or (place.attached is not None and place.attached.is_set() and not place.error):
-            return
-        if place.attached is None:
-            place.attached = trio.Event()
-            place.error = BrokerDown("the one who subscribed was cancelled")
+        """Have the broker deliver `topic`; several at once do it once, and share its failure."""
+        while topic not in self.hub and not place.attached:
+            attempt = place.attempt
+            if attempt is not None:
+                await attempt.done.wait()
+                if attempt.error is not None:
+                    raise type(attempt.error)(str(attempt.error)) from attempt.error
+                continue  # it is attached; or who tried was cancelled, so it is our turn
+            attempt = place.attempt = _Attempt()
             try:
                 await self.broker.subscribe([topic])
-                place.error = None
+                place.attached = True
             except BrokerError as error:
-                place.error = error
+                attempt.error = error
                 raise
             finally:
-                place.attached.set()
-                if place.error is not None:
-                    place.attached = None
+                place.attempt = None
+                attempt.done.set()
+                if not place.attached:
                     self.broker.unsubscribe([topic])  # cancelled, it may have been done
-        else:
-            attached = place.attached
-            await attached.wait()
-            if place.attached is not attached:  # it failed: now it is our turn
-                await self._attach(topic, place)
 
     async def _join(
         self,
@@ -279,24 +304,35 @@ class Bus(Generic[S, M]):
         if since is not None:
             recovered = since == position and position != NOWHERE
             if not recovered and position != NOWHERE:
-                page = await self.broker.history(topic, since)
-                recovered = page.complete
-            start = since if recovered else self.broker.position(topic)
+                page = await self.broker.history(topic, since, _PAGE)
+                position = self.broker.position(topic)
+                # The history may have gone on far beyond what was delivered here, which `since` may be ahead of.
+                recovered = page.complete or (
+                    since.epoch == position.epoch == page.top.epoch
+                    and position.offset <= since.offset <= page.top.offset
+                )
+            start = since if recovered else position
             if not recovered:
                 page = None
                 self.lost += 1
         else:
             start = position
+        if not place.joining[subscriber]:
+            return
         await begin(Joined(topic, start, recovered))
         last = start
-        for _ in range(_ROUNDS):
+        level = False  # whether the engine has nothing behind `last`
+        fruitless = 0
+        while fruitless < _FRUITLESS:
             if not place.joining[subscriber]:
                 return
             position = self.broker.position(topic)
-            if position in (last, NOWHERE):
-                break
+            if last.epoch == position.epoch and last.offset >= position.offset:
+                break  # it has what was delivered here, or more (of a topic without history: nothing to have)
+            if level and last.epoch != position.epoch:
+                break  # what was delivered here is of an epoch that has ended, as `interrupted` will say
             if page is None:
-                page = await self.broker.history(topic, last)
+                page = await self.broker.history(topic, last, _PAGE)
                 if not place.joining[subscriber]:
                     return
             if not page.complete:  # more was published than is kept, while it was sent the rest
@@ -308,19 +344,24 @@ class Bus(Generic[S, M]):
                 last = page.publications[-1].position
                 self.recovered += len(page.publications)
                 await replay(page.publications)
-            elif last.epoch != position.epoch or last.offset > position.offset:
-                break  # what was delivered here is behind: nothing is missing
+            level = page.complete and not page.publications
+            fruitless += level
             page = None
         else:
-            raise BrokerError(f"{topic!r:.80}: more is published than this subscriber reads")
-        if not place.joining[subscriber]:
-            return
+            raise BrokerError(f"{topic!r:.80}: the broker has not what it says it has delivered")
         if recovered:
             self.recoveries += 1
-        if last.epoch != position.epoch or last.offset > position.offset:
-            place.ahead[subscriber] = last.offset
-        else:
+        if last == position:
             self.hub.subscribe(subscriber, topic)
+        else:
+            place.ahead[subscriber] = last
+
+    def _settled(self, subscriber: S, topic: str) -> None:
+        """It is neither joining nor ahead any more."""
+        pending = self._pending[subscriber]
+        pending.remove(topic)
+        if not pending:
+            del self._pending[subscriber]
 
     def _tidy(self, topic: str, place: _Place[S]) -> None:
         """Somebody is not joining any more."""
@@ -328,7 +369,7 @@ class Bus(Generic[S, M]):
             return
         if self._places.get(topic) is place:
             del self._places[topic]
-        if topic not in self.hub and place.attached is not None:
+        if topic not in self.hub and place.attached:
             self.broker.unsubscribe([topic])
 
     def _last_left(self, topic: str) -> None:
@@ -336,9 +377,8 @@ class Bus(Generic[S, M]):
         place = self._places.get(topic)
         if place is None:
             self.broker.unsubscribe([topic])
-        elif place.attached is None:  # who is joining found it attached by the hub
-            place.attached = trio.Event()
-            place.attached.set()
+        else:
+            place.attached = True  # who is joining found it so: theirs from here on
 
     # --------------------------------------------------- called by the broker
 
@@ -348,32 +388,41 @@ class Bus(Generic[S, M]):
         topic = publication.topic
         place = self._places.get(topic)
         if place is not None and place.ahead:
-            self._catch_up(topic, place, publication.previous)
+            self._catch_up(topic, place, Position(publication.epoch, publication.previous))
         if publication.at:
             self.delays.record(max(0, int((wall_clock() - publication.at) * 1e6)))
         exclude = self._excluded.pop(publication.origin, None) if publication.origin else None
         if self.hub.wanted(topic):
             self.hub.publish(topic, self.encoder.publication(publication), exclude=exclude)
         if place is not None and place.ahead:
-            self._catch_up(topic, place, publication.offset)
+            self._catch_up(topic, place, publication.position)
 
-    def _catch_up(self, topic: str, place: _Place[S], offset: int) -> None:
-        """Everything up to `offset` was delivered: who had no more than that takes part from here on."""
+    def _catch_up(self, topic: str, place: _Place[S], position: Position) -> None:
+        """Everything up to `position` was delivered: who had no more than that takes part from here on."""
         for subscriber, last in list(place.ahead.items()):
-            if last <= offset:
-                del place.ahead[subscriber]
-                self.hub.subscribe(subscriber, topic)
+            if last.epoch == position.epoch and last.offset <= position.offset:
+                self._take_part(subscriber, topic, place)
         self._tidy(topic, place)
+
+    def _take_part(self, subscriber: S, topic: str, place: _Place[S]) -> None:
+        """Who was ahead goes into the hub."""
+        del place.ahead[subscriber]
+        self._settled(subscriber, topic)
+        self.hub.subscribe(subscriber, topic)
 
     def interrupted(self, topic: str, position: Position) -> None:
         """See `Receiver`."""
         self.interruptions += 1
         log.warning("%s: publications before %s:%d may be missing", topic, *position)
         place = self._places.get(topic)
-        if place is not None and place.ahead:
-            self._catch_up(topic, place, max(place.ahead.values()))
+        if place is not None:
+            for subscriber, last in list(place.ahead.items()):
+                if last.epoch != position.epoch or last.offset < position.offset:
+                    self._take_part(subscriber, topic, place)
         if topic in self.hub:
             self.hub.publish(topic, self.encoder.interrupted(topic, position))
+        if place is not None:  # who is ahead still has more than that: nothing is missing
+            self._catch_up(topic, place, position)
 
     def presence(self, topic: str, event: str, member: str, info: bytes) -> None:
         """See `Receiver`."""
