@@ -10,6 +10,7 @@ python tests/bench/redis_broker.py [--topics 100000] [--appendonly]
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
 import subprocess
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--appendonly", action="store_true")
     parser.add_argument("--publish", metavar="URL", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    logging.disable()  # of a connection that is cut on purpose
     if args.publish:
         trio.run(publish_only, args.publish)
         return
