@@ -21,7 +21,10 @@ from trionet.server import Server
 
 __all__ = ["DEMOS", "demo", "locate"]
 
-DEMOS = {"chat": "rooms full of people, in the browser; open it in two windows"}
+DEMOS = {
+    "chat": "rooms full of people, in the browser; open it in two windows",
+    "notifications": "an inbox that shows a mail the moment it comes; post one with curl",
+}
 PORT = 8080
 
 

@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from trionet.cli import output
+from trionet.errors import BrokerError
 from trionet.ops.application import own_failure
 
 __all__ = ["show_loading_error"]
@@ -13,6 +14,9 @@ __all__ = ["show_loading_error"]
 
 def show_loading_error(app: str, error: Exception) -> bool:
     """Print why `app` could not be loaded or started, and return True; False if its own code is not to blame."""
+    if isinstance(error, BrokerError):  # its lifespan has found out, and is not to blame
+        output.fail(f"{app} did not start: {error}")
+        return True
     what, trace = own_failure(error)
     if not what:
         return False

@@ -38,6 +38,7 @@ COMMANDS = {
     "load": Command(
         "trionet.cli.load:load", "put a server under load and measure it", "[OPTIONS] URL [SCENARIO]"
     ),
+    "broker": Command("trionet.cli.broker:broker", "serve a local broker by itself", "[OPTIONS] PATH"),
     "doctor": Command("trionet.cli.doctor:doctor", "say what this machine lacks for so many connections"),
     "health": Command(
         "trionet.cli.health:health",

@@ -25,7 +25,7 @@ from trionet.cli.settings import Settings, option, read, variable
 from trionet.cli.values import FIELDS, TYPES, is_secret
 from trionet.cli.welcome import welcome, welcome_workers
 from trionet.errors import ConfigurationError
-from trionet.ops.settings import ServeSettings
+from trionet.ops.settings import ServeSettings, without_password
 
 __all__ = ["check_files", "gather", "serve"]
 
@@ -46,6 +46,7 @@ ADDRESS = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.
 #: What stands for the value in the help, where the type does not say it.
 METAVARS = {
     "host": "ADDRESS",
+    "broker": "URL",
     "admin": "ADDRESS",
     "port": "PORT",
     "unix": "PATH",
@@ -220,6 +221,8 @@ def _show(found: Settings, settings: ServeSettings, *, as_json: bool) -> None:
 
 
 def _shown(name: str, value: Any) -> Any:
+    if name == "broker" and value is not None:
+        return without_password(value)
     return "***" if value is not None and is_secret(name) else value
 
 

@@ -16,6 +16,7 @@ import attrs
 
 from trionet.cli.values import FIELDS, convert
 from trionet.errors import ConfigurationError
+from trionet.ops.broker import check_broker
 from trionet.ops.settings import ServeSettings
 from trionet.ops.sockets import admin_endpoint
 
@@ -223,6 +224,10 @@ class _Reader:
                 f"{self.said('drain_window')} is {window:g}, longer than grace ({grace:g}): "
                 "connections would be cut before they are told to go"
             )
+        try:
+            check_broker(get("broker"), get("workers"))
+        except ConfigurationError as error:
+            self.errors.append(f"{self.said('broker')} {str(error).removeprefix('broker').strip()}")
         if get("debug") and get("admin") is None:
             self.errors.append(f"{self.said('debug')}: /debug/ is served on the admin address; set admin")
         if get("unix") is not None and get("admin") == f"unix:{get('unix')}":

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from trionet.cli import output
 from trionet.ops.limits import DEFAULT_RESERVE, descriptor_limit
-from trionet.ops.settings import ServeSettings
+from trionet.ops.settings import ServeSettings, without_password
 from trionet.server import Server
 
 __all__ = ["addresses", "lines", "welcome", "welcome_workers"]
@@ -77,6 +77,8 @@ def lines(
                 ),
             )
         )
+    if settings.broker is not None:
+        found.append(("broker", Text(without_password(settings.broker))))
     pages = "/metrics /healthz /readyz /workers" + (" /debug/" if settings.debug else "")
     found += [("admin", Text(f"{url.removeprefix('http+')}  {pages}")) for url in admin]
     each = f" ({settings.workers} times {room:,})" if settings.workers > 1 else ""

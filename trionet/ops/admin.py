@@ -6,7 +6,7 @@ shows is not secret to whoever may connect: bind it to the loopback address or t
 
 GET /healthz    200 "ok" as long as this process answers at all
 GET /readyz     200 "ready"; 503 and why, while starting, draining or overloaded
-GET /workers    JSON: each worker's process, state, age, connections
+GET /workers    JSON: each worker's process, state, age, connections; and the local broker's, if there may be one
 GET /metrics    see `trionet.ops.metrics`
 /debug/         see `trionet.ops.debug`; only if switched on
 """
@@ -37,11 +37,13 @@ class Condition:
     """What the supervisor (or the one process) says of the whole: its `state`, and a row for each worker.
 
     `state`: "starting", "serving", "stopping". Rows: number, pid, generation, state, since (by the monotonic clock, in
-    seconds; shown as an age), restarts. `workers` None: nobody says; those that can be asked.
+    seconds; shown as an age), restarts. `workers` None: nobody says; those that can be asked. `broker`: the process of
+    the local broker (path, pid, state, restarts), if there may be one.
     """
 
     state: str = "serving"
     workers: list[dict[str, Any]] | None = None
+    broker: dict[str, Any] | None = None
 
 
 def summary(server: Server) -> dict[str, Any]:
@@ -92,9 +94,10 @@ def routes(asking: Asking, condition: Condition) -> dict[str, Responder]:
                 row["age"] = round(max(0.0, time.monotonic() - row.pop("since")), 1)
             answer = answers.get(row["pid"])
             rows.append({**row, **(answer if isinstance(answer, dict) else {})})
-        return Response.json(
-            {"state": condition.state, "workers": rows}, headers=[("Cache-Control", "no-store")]
-        )
+        value: dict[str, Any] = {"state": condition.state, "workers": rows}
+        if condition.broker is not None:
+            value["broker"] = condition.broker
+        return Response.json(value, headers=[("Cache-Control", "no-store")])
 
     return {"/healthz": healthz, "/readyz": readyz, "/workers": workers}
 

@@ -77,4 +77,5 @@ async def _heed(life: socket.socket, condition: admin.Condition, scope: trio.Can
         for line in lines:
             message: dict[str, Any] = json.loads(line)
             condition.state, condition.workers = message["state"], message["workers"]
+            condition.broker = message["broker"]
     scope.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -16,7 +17,7 @@ import attrs
 
 from trionet.errors import ConfigurationError
 
-__all__ = ["ServeSettings", "processors"]
+__all__ = ["ServeSettings", "processors", "without_password"]
 
 
 def _check(test: Callable[[Any], bool], wanted: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
@@ -50,6 +51,22 @@ def _workers(value: int | str) -> int:
 
 def _setting(default: Any, text: str, group: str, **options: Any) -> Any:
     return attrs.field(default=default, metadata={"help": text, "group": group}, **options)
+
+
+_BROKERS = ("memory", "local", "redis", "rediss", "valkey", "valkeys", "redis+unix", "nats", "tls+nats")
+
+
+def without_password(url: str | None) -> str:
+    """A URL as people may see it; None as None."""
+    return repr(url) if url is None else re.sub(r"(://[^/@]*?:)[^/@]*@", r"\1***@", url)
+
+
+def _is_broker(_: Any, field: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None and value.partition(":")[0] not in _BROKERS:
+        raise ConfigurationError(
+            f"{field.name} is {without_password(value)!r}; it must be memory, local, local:/path, redis://host or "
+            "nats://host"
+        )
 
 
 def _names(*names: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
@@ -174,6 +191,14 @@ class ServeSettings:
         converter=tuple,
     )
 
+    broker: str | None = _setting(
+        None,
+        "what the bus runs on: memory, local, local:/path, redis://host or nats://host; automatic: local if there are "
+        "several workers",
+        "operation",
+        validator=_is_broker,
+        repr=without_password,
+    )
     admin: str | None = _setting(
         None, "host:port or unix:/path where /metrics, /healthz, /readyz and /workers are served", "operation"
     )

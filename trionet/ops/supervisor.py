@@ -9,7 +9,8 @@ SIGTERM    drain all workers, then end; so does SIGINT. Again: kill them
 SIGUSR1    write the state to the log, here and in each worker
 =========  ======================================================================================
 
-Metrics and other operator's pages are served by a child of its own, which the workers connect to.
+Metrics and other operator's pages are served by a child of its own, which the workers connect to. So is the local
+broker, once somebody wants it (see `broker`).
 
 What goes wrong here must not be the end of all: a fork that fails is tried again, what a child says that makes no sense
 is logged, and a reload that fails leaves everything as it was.
@@ -22,6 +23,7 @@ import errno
 import faulthandler
 import gc
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -42,6 +44,7 @@ import attrs
 
 from trionet.errors import TrionetError
 from trionet.ops import logs, systemd
+from trionet.ops.broker import Post, check_broker, has_local, local_path, open_post, own_post, run_broker
 from trionet.ops.changes import changed_sources
 from trionet.ops.desk import run_desk
 from trionet.ops.limits import raise_descriptor_limit
@@ -81,6 +84,7 @@ _FIXED: Final = (
     "workers",
     "admin",
     "admin_public",
+    "broker",
     "debug",
     "reload",
     "reload_dirs",
@@ -125,6 +129,7 @@ class Supervisor:
         reload_settings: Callable[[], ServeSettings] | None = None,
         announce: Callable[[Sequence[str]], object] | None = None,
     ) -> None:
+        check_broker(settings.broker, settings.workers)
         self.settings = settings
         self._reload_settings = reload_settings
         self._announce = announce
@@ -134,12 +139,17 @@ class Supervisor:
         self._admin = Sockets({1: []})
         self._folder: str | None = None
         self._control: socket.socket | None = None
-        self._control_at: float | None = None  # when it is looked after again
+        self._control_at: float | None = None  # when folder and sockets in it are looked after again
+        self._post: Post | None = None  # where the local broker is found
         try:
             self._admin = open_admin(settings.admin, [fd for name, fd in inherited if name == "admin"])
-            if self._admin.of[1]:
+            private = has_local(settings) and local_path(settings) is None
+            if self._admin.of[1] or private:
                 self._folder = private_folder()
+                self._control_at = time.monotonic() + _CONTROL_LOOK
+            if self._admin.of[1]:
                 self._open_control()
+            self._post = own_post(settings, self._folder)
         except BaseException:
             self.close()
             raise
@@ -177,26 +187,29 @@ class Supervisor:
             control.close()
             raise
         self._control = control
+
+    def _look_after_folder(self) -> None:
+        """Cleaners of temporary folders go by age: it stays young. What was removed nevertheless is made anew."""
+        assert self._folder is not None
         self._control_at = time.monotonic() + _CONTROL_LOOK
+        with suppress(OSError):
+            os.utime(self._folder)
+        if self.control_path is not None:
+            self._look_after_control()
+        if self._post is not None and local_path(self.settings) is None:
+            self._look_after_post(self._post)
 
     def _look_after_control(self) -> None:
-        """Cleaners of temporary folders go by age: it stays young. If it was removed nevertheless it is made anew."""
         assert self._folder is not None
         assert self.control_path is not None
-        self._control_at = time.monotonic() + _CONTROL_LOOK
         try:
-            os.utime(self._folder)
             os.utime(self.control_path)
         except OSError:
             log.warning("%s was removed; making it anew, and the admin process with it", self.control_path)
         else:
             return
         try:
-            with suppress(FileExistsError):
-                Path(self._folder).mkdir(0o700)
-            found = os.lstat(self._folder)
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise PermissionError(errno.EPERM, f"{self._folder} now belongs to somebody else")
+            self._renew_folder(self._folder)
             old = self._control
             self._open_control()
         except OSError as error:
@@ -207,10 +220,40 @@ class Supervisor:
         if self._desk:
             _kill(self._desk, signal.SIGKILL)  # the next one gets the new socket
 
+    def _look_after_post(self, post: Post) -> None:
+        assert self._folder is not None
+        try:
+            os.utime(post.path)
+        except OSError:
+            log.warning("%s was removed; making it anew, and the local broker with it", post.path)
+        else:
+            return
+        try:
+            self._renew_folder(self._folder)
+            fresh = open_post(post.path)
+        except OSError as error:
+            log.error("no socket for the local broker, so nobody can connect to it: %s", error)  # noqa: TRY400
+            return
+        self._wait_at(post, wait=False)
+        post.sockets.of[1][0].close()
+        post.sockets = fresh.sockets
+        if post.pid:
+            _kill(post.pid, signal.SIGKILL)  # the next one gets the new socket
+        else:
+            self._wait_at(post, wait=True)
+
+    @staticmethod
+    def _renew_folder(folder: str) -> None:
+        with suppress(FileExistsError):
+            Path(folder).mkdir(0o700)
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, f"{folder} now belongs to somebody else")
+
     @property
     def control_path(self) -> str | None:
-        """The path of that socket."""
-        return f"{self._folder}/control" if self._folder is not None else None
+        """The path of the socket where workers find the admin process, if there is one."""
+        return f"{self._folder}/control" if self._admin.of[1] else None
 
     # ---------------------------------------------------------------- the loop
 
@@ -226,6 +269,8 @@ class Supervisor:
             for sock in self._admin.of[1]:  # whoever asks early waits, also for another admin process
                 sock.listen(_DESK_BACKLOG)
             self._start_desk()
+        if self._post is not None:
+            self._wait_at(self._post, wait=True)
         if self.settings.reload:
             changed_sources(self._watched, self._sources)
         self._do(self.slots.start())
@@ -238,6 +283,8 @@ class Supervisor:
             if late > _LATE:
                 log.warning("nothing ran for %.1f s here: asleep, frozen or overloaded", late)
                 self.slots.away(late, time.monotonic())
+                if self._post is not None:
+                    self._post.heard = time.monotonic()
             self._look()
             self._do(self.slots.tick(time.monotonic()))
             self._tell_manager()
@@ -253,6 +300,7 @@ class Supervisor:
     def _pause(self) -> float:
         """How long to wait: until the next thing that is due."""
         times = [self.slots.next(), self._desk_at, self._control_at]
+        times.append(self._post.next() if self._post is not None else None)
         if self.settings.reload:
             times.append(self._look_at)
         if self._watchdog is not None:
@@ -269,7 +317,9 @@ class Supervisor:
             systemd.notify("WATCHDOG=1")
             self._watchdog_at = now + self._watchdog
         if self._control_at is not None and self._control_at <= now:
-            self._look_after_control()
+            self._look_after_folder()
+        if self._post is not None:
+            self._look_at_broker(self._post, now)
         if self.settings.reload and self._look_at <= now:
             self._look_at = now + _LOOK
             changed = changed_sources(self._watched, self._sources)
@@ -438,10 +488,11 @@ class Supervisor:
     def _be_worker(self, number: int, generation: int, ours: socket.socket, theirs: socket.socket) -> int:
         ours.close()
         self._forget_the_parent()
-        for sock in (*self._admin.of[1], self._control):
+        for sock in (*self._admin.of[1], self._control, self._post and self._post.sock):
             if sock is not None:
                 sock.close()
-        place = Place(number, generation, theirs, self.control_path)
+        broker = self._post.path if self._post is not None else None
+        place = Place(number, generation, theirs, self.control_path, broker)
         return run_worker(self.settings, place, self.sockets.keep(number))
 
     def _forget_the_parent(self) -> None:
@@ -489,7 +540,9 @@ class Supervisor:
             log.warning("process %d says what makes no sense: %.100r", pid, text)
             return
         now = time.monotonic()
-        if word == "ready":
+        if self._post is not None and pid == self._post.pid:
+            self._post.heard = now
+        elif word == "ready":
             self._urls = urls
             self._do(self.slots.ready(pid, now))
         elif word == "leaves":
@@ -530,6 +583,15 @@ class Supervisor:
             if pid == self._desk:
                 self._desk, self._desk_at = 0, self._desk_since + _DESK_PAUSE
                 log.warning("the admin process ended with status %d; starting it again", code)
+            elif self._post is not None and pid == self._post.pid:
+                pause = self._post.ended(time.monotonic())
+                log.warning(
+                    "the local broker (pid %d) ended with status %d, and with it what it kept; it may be started "
+                    "again in %.1f s",
+                    pid,
+                    code,
+                    pause,
+                )
             else:
                 self._do(self.slots.ended(pid, code, time.monotonic()))
 
@@ -551,6 +613,8 @@ class Supervisor:
         self._forget_the_parent()
         for sock in {id(sock): sock for socks in self.sockets.of.values() for sock in socks}.values():
             sock.close()
+        if self._post is not None:
+            self._post.sock.close()
         assert self._control is not None
         logs.set_process("admin")
         return run_desk(self.settings, theirs, self._control, self._admin.of[1])
@@ -575,15 +639,67 @@ class Supervisor:
         if not self._desk:
             return
         state = "stopping" if self.slots.stopping else "serving" if self.slots.ready_once else "starting"
-        table = {"do": "table", "state": state, "workers": self._table()}
+        broker = self._post.row() if self._post is not None else None
+        table = {"do": "table", "state": state, "workers": self._table(), "broker": broker}
         text = json.dumps(table)
         if text != self._desk_table and self._tell(self._desk, table):
             self._desk_table = text
 
+    # ---------------------------------------------------------------- the local broker
+
+    def _wait_at(self, post: Post, *, wait: bool) -> None:
+        """Have the first who connects wake us, or have it no longer."""
+        if wait and not post.waiting:
+            self._selector.register(post.sock, selectors.EVENT_READ, self._start_broker)
+        elif post.waiting and not wait:
+            self._selector.unregister(post.sock)
+        post.waiting = wait
+
+    def _start_broker(self) -> None:
+        post = self._post
+        assert post is not None
+        self._wait_at(post, wait=False)
+        try:
+            pid = self._spawn(self._be_broker)
+        except OSError as error:
+            log.warning("the local broker cannot be started: %s", error.strerror or error)
+            post.ended(time.monotonic())
+        else:
+            post.forked(pid, self.settings.worker_timeout, time.monotonic())
+        self._tell_desk()
+
+    def _be_broker(self, ours: socket.socket, theirs: socket.socket) -> int:
+        ours.close()
+        self._forget_the_parent()
+        for sock in (*itertools.chain(*self.sockets.of.values()), *self._admin.of[1], self._control):
+            if sock is not None:
+                sock.close()  # workers may share one: a second time does nothing
+        assert self._post is not None
+        logs.set_process("broker")
+        return run_broker(self.settings, theirs, self._post, self._folder)
+
+    def _look_at_broker(self, post: Post, now: float) -> None:
+        if post.retry_at is not None and post.retry_at <= now:
+            post.retry_at = None
+            self._wait_at(post, wait=True)
+        elif post.hangs(now):
+            silent = now - post.heard
+            log.warning(
+                "the local broker (pid %d) gave no sign of life for %.0f s: killing it", post.pid, silent
+            )
+            post.silence = None
+            _kill(post.pid, signal.SIGKILL)
+
     # ---------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """End the admin process, close the sockets, remove files."""
+        """End the broker, then the admin process, close the sockets, remove files."""
+        if self._post is not None:
+            if self._post.pid:
+                self._tell(self._post.pid, {"do": "end"})
+                self._drop(self._post.pid)
+                _await_end(self._post.pid)
+            self._post.close()
         desk = getattr(self, "_desk", 0)
         if desk:
             self._drop(desk)  # it ends when its line does
@@ -602,6 +718,7 @@ def _preload(settings: ServeSettings) -> None:
     names += ["trionet.net._epoll"] if hasattr(select, "epoll") else []
     names += ["trionet.ops.debug"] if settings.debug else []
     names += ["h11"] if settings.admin else []
+    names += ["trionet.pubsub.brokers.local"] if has_local(settings) else []
     for name in names:
         importlib.import_module(name)
     WebSocketProtocol(WebSocketHandler())  # compiles the usual regular expressions, which `re` keeps

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -28,19 +29,21 @@ from typing import Any
 import attrs
 import trio
 
-from trionet.errors import ConfigurationError, ProtocolError
+from trionet.errors import BrokerError, ConfigurationError, ProtocolError
 from trionet.net.admission import from_limits
 from trionet.net.listener import Endpoint
 from trionet.net.tls import server_tls_context
 from trionet.ops import admin, logs, metrics, systemd
 from trionet.ops.application import Application, load, own_failure
+from trionet.ops.broker import Post, check_broker, has_local, local_path, own_post, surroundings_of
 from trionet.ops.collector import collector_policy
 from trionet.ops.control import Agent, ControlError, Link, Local
 from trionet.ops.dump import state_dump
 from trionet.ops.limits import raise_descriptor_limit
 from trionet.ops.settings import ServeSettings
-from trionet.ops.sockets import occupy_standard_streams, open_admin, open_sockets
+from trionet.ops.sockets import occupy_standard_streams, open_admin, open_sockets, private_folder
 from trionet.protocols.proxied import ProxyProtocol
+from trionet.pubsub.surroundings import surround
 from trionet.server import Server, open_server
 from trionet.wire.closing import CloseCode
 
@@ -58,13 +61,15 @@ _MESSAGE = 65536
 class Place:
     """Where a worker stands: its number, counted from 1, and what its supervisor gave it.
 
-    `life`: the socket pair's end. `control`: the path of the admin process's Unix socket; None if there is none.
+    `life`: the socket pair's end. `control`: the path of the admin process's Unix socket; None if there is none; so
+    `broker`, of the local broker's.
     """
 
     number: int = 1
     generation: int = 1
     life: socket.socket | None = None
     control: str | None = None
+    broker: str | None = None
 
 
 @attrs.define
@@ -103,14 +108,28 @@ def run_alone(settings: ServeSettings, announce: Callable[[Server, Any], object]
         stack.callback(socks.close)
         desk = open_admin(settings.admin, [fd for name, fd in inherited if name == "admin"])
         stack.callback(desk.close)
+        check_broker(settings.broker, 1)
+        post = _own_broker(settings, stack)
+        surround(surroundings_of(settings, post.path if post is not None else None))
         with _ends_at_once():
             application = load(settings.app)
         raise_descriptor_limit()
         with collector_policy():
-            _run(
-                settings, application, Place(), socks.of[1], [sock.detach() for sock in desk.of[1]], announce
-            )
+            admin_fds = [sock.detach() for sock in desk.of[1]]
+            _run(settings, application, Place(), socks.of[1], admin_fds, announce, post)
     return 0
+
+
+def _own_broker(settings: ServeSettings, stack: ExitStack) -> Post | None:
+    """The local broker of one process, for other programs of this machine: it is served in it."""
+    folder = None
+    if has_local(settings) and local_path(settings) is None:
+        folder = private_folder()
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    post = own_post(settings, folder)
+    if post is not None:
+        stack.callback(post.close)
+    return post
 
 
 def _ignore(*numbers: signal.Signals) -> None:
@@ -141,13 +160,17 @@ def run_worker(settings: ServeSettings, place: Place, socks: Sequence[socket.soc
     # Until there are handlers; SIGINT for ever: a terminal sends it to all, and the supervisor decides.
     _ignore(signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
     try:
+        surround(surroundings_of(settings, place.broker))
         application = load(settings.app)
         raise_descriptor_limit()
         with collector_policy():
-            _run(settings, application, place, socks, (), None)
+            _run(settings, application, place, socks, (), None, None)
     except ConfigurationError as error:
         log.error("%s", error)  # noqa: TRY400 - the text says it all
         return 2
+    except BrokerError as error:
+        log.error("%s did not start: %s", settings.app, error)  # noqa: TRY400 - the same
+        return 1
     except SystemExit as error:
         log.error("the application ended its worker: %r", error)  # noqa: TRY400
         return error.code if isinstance(error.code, int) and error.code else 1
@@ -191,6 +214,7 @@ async def _serve(
     fds: Sequence[int],
     admin_fds: Sequence[int],
     announce: Callable[[Server, Any], object] | None,
+    post: Post | None,
 ) -> None:
     async with AsyncExitStack() as stack:
         # Before the server is there: its lifespan may take long to begin, and to end. And outside of the nursery, whose
@@ -200,6 +224,10 @@ async def _serve(
         stack.callback(nursery.cancel_scope.cancel)
         end = _End(nursery.cancel_scope)
         nursery.start_soon(_heed_signals, signals, end, settings, place)
+        if post is not None:
+            from trionet.pubsub.brokers.local_server import serve_local_broker
+
+            nursery.start_soon(serve_local_broker, post.sock)
         server = await stack.enter_async_context(_open(settings, application, fds))
         agent = _agent(settings, application, place, server)
         watch = _stall_watch(settings, server)

@@ -4,7 +4,8 @@ What every one of them promises to the process that runs it (`Receiver`), whatev
 
 - A topic that is subscribed to is delivered in order, each publication once, without a gap. When that cannot be kept
   up (the engine lost its past, or more came than is kept), `interrupted` says so, once, with the position from which it
-  goes on. Topics without history lose what is published while the engine cannot be reached, and nobody is told.
+  goes on. What comes by patterns, on topics without history, and of presence, while the engine cannot be reached, is
+  lost, and nobody is told.
 - `position` is that of the last publication that was given to `deliver`, from within that call on.
 - `subscribe` returns when everything published from then on will be delivered.
 - `publish` returns when the publication is in the topic's history, or, without one, with the engine. Raising
@@ -131,7 +132,10 @@ class Broker(abc.ABC):
     async def refresh(
         self, entries: Sequence[tuple[str, str, str]], ttl: float
     ) -> list[tuple[str, str, str]]:
-        """These (topic, member, owner) are still there. Returns those the engine does not know (it lost them)."""
+        """These (topic, member, owner) are there for `ttl` seconds from now, be it less than before.
+
+        Returns those the engine does not know (it lost them, or they have expired).
+        """
 
     @abc.abstractmethod
     async def leave(self, topic: str, member: str, owner: str) -> bool:

@@ -28,6 +28,7 @@ import trio
 
 from trionet.errors import BrokerError, TopicError
 from trionet.net.histogram import Histogram
+from trionet.net.limited import LimitedLog
 from trionet.pubsub.attendance import Attendance
 from trionet.pubsub.broker import PAGE, Broker, wall_clock
 from trionet.pubsub.hub import Hub
@@ -137,6 +138,7 @@ class Bus(Generic[S, M]):
         self._pending: dict[S, set[str]] = {}  # subscriber → topics where it is joining, or ahead
         self._excluded: OrderedDict[str, S] = OrderedDict()
         self._serial = 0
+        self._limited = LimitedLog()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -144,12 +146,22 @@ class Bus(Generic[S, M]):
         async with self.broker.running(self), trio.open_nursery() as nursery:
             nursery.start_soon(self.hub.run)
             nursery.start_soon(self.attendance.run)
+            nursery.start_soon(self._tell_what_was_left_out)
             try:
                 yield
             finally:
                 with trio.move_on_after(_GOODBYE, shield=True):
                     await self.attendance.hand_over()
             nursery.cancel_scope.cancel()
+
+    async def _tell_what_was_left_out(self) -> None:
+        try:
+            while True:
+                await trio.sleep(1.0)
+                if self._limited.pending:
+                    self._limited.flush()
+        finally:
+            self._limited.flush(everything=True)
 
     # ------------------------------------------------------------ publishing
 
@@ -413,7 +425,8 @@ class Bus(Generic[S, M]):
     def interrupted(self, topic: str, position: Position) -> None:
         """See `Receiver`."""
         self.interruptions += 1
-        log.warning("%s: publications before %s:%d may be missing", topic, *position)
+        text = "%s: publications before %s:%d may be missing"
+        self._limited.log(log, logging.WARNING, text, topic, *position)  # all topics at once, where an engine is new
         place = self._places.get(topic)
         if place is not None:
             for subscriber, last in list(place.ahead.items()):

@@ -10,12 +10,12 @@ position from before is found to be incomplete, never mistaken for another one.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final, NamedTuple
 
-from trionet.pubsub.history import COST, History
+from trionet.pubsub.history import History
 from trionet.pubsub.publication import HistoryPage, Position, Publication
 from trionet.pubsub.topics import HistoryLimits
 
@@ -42,7 +42,8 @@ class _Member:
 
     def __init__(self, info: bytes) -> None:
         self.info = info
-        self.owners: dict[str, float] = {}  # owner → when it expires
+        # → when it expires, and the second in which that is looked at
+        self.owners: dict[str, tuple[float, int]] = {}
 
 
 class Store:
@@ -65,9 +66,12 @@ class Store:
         self._held = held
         self._floor = 0
         self._starts: dict[str, int] = {}  # topics that are listened to and were never published on
-        self._lines: dict[str, History] = {}  # the one published on longest ago comes first
-        self._keys: dict[tuple[str, str], tuple[Position, float]] = {}
+        # Ordered, for the oldest is taken out: the first of a plain dict takes longer to find with each that was.
+        self._lines: OrderedDict[str, History] = OrderedDict()  # the one published on longest ago comes first
+        self._keys: OrderedDict[tuple[str, str], tuple[Position, float]] = OrderedDict()
         self._members: dict[str, dict[str, _Member]] = {}
+        self.owners = 0  # of all members
+        self._ends: dict[int, list[tuple[str, str, str]]] = {}  # second → owners that may expire then
         self._due: deque[str] = deque()  # topics the present round of `expire` has still to look at
 
     # ------------------------------------------------------------- history
@@ -91,11 +95,12 @@ class Store:
         if limits is None:
             publication = Publication(topic, data, at=now, tag=tag, origin=origin)
         else:
-            line = self._lines.pop(topic, None)
+            line = self._lines.get(topic)
             if line is None:
-                line = History(self._starts.pop(topic, self._floor))
+                line = self._lines[topic] = History(self._starts.pop(topic, self._floor))
+            else:
+                self._lines.move_to_end(topic)
             publication = Publication(topic, data, self.epoch, line.last + 1, line.last, now, tag, origin)
-            self._lines[topic] = line
             self.size += line.append(publication, limits)
             if self.size > self.max_bytes:
                 self._shrink(topic)
@@ -142,17 +147,22 @@ class Store:
         keys.pop((topic, key), None)  # so that the oldest comes first
         keys[topic, key] = position, now + self.key_age
         while len(keys) > self.max_keys:
-            del keys[next(iter(keys))]
+            keys.popitem(last=False)
 
     def _shrink(self, spared: str) -> None:
         """Too much is kept: histories of the topics that were published on longest ago are emptied first."""
-        for topic, line in self._lines.items():
-            if topic != spared and line.kept:
-                self.size -= line.size + len(line.kept) * COST
-                line.kept.clear()
-                line.size = 0
-                if self.size <= self.max_bytes:
-                    return
+        for _ in range(len(self._lines)):
+            topic, line = self._lines.popitem(last=False)
+            if topic != spared:
+                self.size -= line.clear()
+            if topic == spared:
+                self._lines[topic] = line
+            else:
+                self._floor = max(self._floor, line.last)
+                if self._held(topic):  # it goes on from there, as if nothing had been published yet
+                    self._starts[topic] = line.last
+            if self.size <= self.max_bytes:
+                return
 
     # ------------------------------------------------------------ presence
 
@@ -163,7 +173,9 @@ class Store:
         fresh = found is None
         if found is None:
             found = members[member] = _Member(info)
-        found.owners[owner] = expires
+        if owner not in found.owners:
+            self.owners += 1
+        self._keep(found, (topic, member, owner), expires)
         return Change(topic, "join", member, info) if fresh else None
 
     def refresh(self, entries: Iterable[tuple[str, str, str]], expires: float) -> list[tuple[str, str, str]]:
@@ -175,14 +187,17 @@ class Store:
             if found is None or owner not in found.owners:
                 unknown.append(entry)
             else:
-                found.owners[owner] = expires
+                self._keep(found, entry, expires)
         return unknown
 
     def leave(self, topic: str, member: str, owner: str) -> Change | None:
         """`owner` has gone. Returns the leave if it was the member's last."""
         members = self._members.get(topic)
         found = members.get(member) if members is not None else None
-        if members is None or found is None or found.owners.pop(owner, None) is None or found.owners:
+        if members is None or found is None or found.owners.pop(owner, None) is None:
+            return None
+        self.owners -= 1
+        if found.owners:
             return None
         del members[member]
         if not members:
@@ -196,13 +211,15 @@ class Store:
     # -------------------------------------------------------------- upkeep
 
     def expire(self, now: float, budget: int = 1000) -> list[Change]:
-        """Drop what is too old. Looks at `budget` topics; call it about once a second. Returns who has left."""
+        """Drop what is too old. Looks at some `budget` topics; call it about once a second. Returns who has left."""
         keys = self._keys
         while keys and next(iter(keys.values()))[1] <= now:
-            del keys[next(iter(keys))]
+            keys.popitem(last=False)
         if not self._due:
             self._due.extend(self._lines)
-        for topic in [self._due.popleft() for _ in range(min(budget, len(self._due)))]:
+        budget = max(budget, len(self._lines) // 60)  # all of them within a minute
+        for _ in range(min(budget, len(self._due))):
+            topic = self._due.popleft()
             line = self._lines.get(topic)
             if line is None:
                 continue
@@ -212,15 +229,32 @@ class Store:
                 del self._lines[topic]
         return self._gone(now)
 
+    def _keep(self, found: _Member, entry: tuple[str, str, str], expires: float) -> None:
+        """A refresh costs nothing: when the second has come in which an owner would have ended, it is looked at."""
+        owner = entry[2]
+        second = int(expires)
+        known = found.owners.get(owner)
+        if known is not None and known[1] <= second:
+            found.owners[owner] = expires, known[1]
+        else:  # a new one, or one that ends earlier now
+            found.owners[owner] = expires, second
+            self._ends.setdefault(second, []).append(entry)
+
     def _gone(self, now: float) -> list[Change]:
-        gone = [
-            (topic, member, owner)
-            for topic, members in self._members.items()
-            for member, found in members.items()
-            for owner, expires in found.owners.items()
-            if expires <= now
-        ]
-        return [change for entry in gone if (change := self.leave(*entry)) is not None]
+        changes = []
+        for second in sorted(second for second in self._ends if second <= now):
+            for entry in self._ends.pop(second):
+                topic, member, owner = entry
+                found = self._members.get(topic, {}).get(member)
+                expires, place = found.owners.get(owner, (0.0, -1)) if found is not None else (0.0, -1)
+                if found is None or place != second:
+                    continue  # it has left; if it came back, it has another place
+                if expires > now:
+                    found.owners[owner] = expires, int(expires)
+                    self._ends.setdefault(int(expires), []).append(entry)
+                elif (change := self.leave(*entry)) is not None:
+                    changes.append(change)
+        return changes
 
     def topics(self, limit: int = 100) -> list[str]:
         """Some topics with a history, those published on last first."""
