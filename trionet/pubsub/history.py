@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
+from typing import Final
 
 from trionet.pubsub.publication import Publication
 from trionet.pubsub.topics import HistoryLimits
 
-__all__ = ["COST", "History"]
+__all__ = ["History"]
 
-COST = 160  # bytes that a kept publication takes besides its data, for the limit on all histories together
+# For the limit on all histories together: bytes that a kept publication takes besides its data, and a history that is
+# not empty (most of it is the deque).
+COST: Final = 160
+BASE: Final = 1000
+
+_NOTHING: Final[deque[Publication]] = deque(maxlen=0)  # of all that are empty
 
 
 class History:
@@ -19,34 +25,49 @@ class History:
     __slots__ = ("age", "kept", "last", "size")
 
     def __init__(self, last: int) -> None:
-        self.kept: deque[Publication] = deque()
+        self.kept = _NOTHING
         self.last = last  # offset of the newest that was ever appended
         self.size = 0  # bytes of data
         self.age = 0.0  # seconds, of the limits it was appended with last
 
     def append(self, publication: Publication, limits: HistoryLimits) -> int:
         """Keep it, drop what exceeds the limits. Returns by how much it grew, in bytes; that may be less than 0."""
-        size = len(publication.data)
-        before = self.size + len(self.kept) * COST
+        before = self.weight
+        if not self.kept:
+            self.kept = deque()
         self.kept.append(publication)
-        self.size += size
+        self.size += len(publication.data)
         self.last = publication.offset
         self.age = limits.age
         while len(self.kept) > limits.count or self.size > limits.size:
             self._drop()
         self.expire(publication.at)
-        return self.size + len(self.kept) * COST - before
+        return self.weight - before
 
     def expire(self, now: float) -> int:
         """Drop what is too old. Returns the bytes that sets free."""
-        before = self.size + len(self.kept) * COST
+        before = self.weight
         oldest = now - self.age
         while self.kept and self.kept[0].at < oldest:
             self._drop()
-        return before - self.size - len(self.kept) * COST
+        return before - self.weight
+
+    def clear(self) -> int:
+        """Drop all. Returns the bytes that sets free."""
+        freed = self.weight
+        self.kept = _NOTHING
+        self.size = 0
+        return freed
+
+    @property
+    def weight(self) -> int:
+        """Bytes it takes, roughly."""
+        return self.size + len(self.kept) * COST + BASE if self.kept else 0
 
     def _drop(self) -> None:
         self.size -= len(self.kept.popleft().data)
+        if not self.kept:
+            self.kept = _NOTHING
 
     def after(self, offset: int, limit: int) -> tuple[list[Publication], bool]:
         """At most `limit` publications behind `offset`, and whether none is missing between it and the first."""

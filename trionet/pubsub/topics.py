@@ -14,7 +14,15 @@ import attrs
 
 from trionet.errors import ConfigurationError, TopicError
 
-__all__ = ["DEFAULT_HISTORY", "HistoryLimits", "TopicOptions", "TopicRules", "check_topic", "is_pattern"]
+__all__ = [
+    "DEFAULT_HISTORY",
+    "HistoryLimits",
+    "TopicOptions",
+    "TopicRules",
+    "TopicSet",
+    "check_topic",
+    "is_pattern",
+]
 
 MAX_TOPIC: Final = 255  # bytes
 SEPARATORS: Final = ".:/"
@@ -45,6 +53,48 @@ def check_topic(topic: object, *, pattern: bool = False) -> str:
     if size > MAX_TOPIC:
         raise TopicError(f"a topic has at most {MAX_TOPIC} bytes, not {size}")
     return topic
+
+
+class TopicSet:
+    """Names and patterns. `wants` costs one look for the name, and one for each length that patterns have."""
+
+    __slots__ = ("_lengths", "_names")
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._lengths: dict[int, int] = {}  # of patterns, without the * → how many there are
+
+    def add(self, topic: str) -> None:
+        """Add a name or a pattern, if it is not in it."""
+        if topic not in self._names:
+            self._names.add(topic)
+            if is_pattern(topic):
+                length = len(topic) - 1
+                self._lengths[length] = self._lengths.get(length, 0) + 1
+
+    def discard(self, topic: str) -> None:
+        """Take it out, if it is in it."""
+        if topic in self._names:
+            self._names.discard(topic)
+            if is_pattern(topic):
+                length = len(topic) - 1
+                self._lengths[length] -= 1
+                if not self._lengths[length]:
+                    del self._lengths[length]
+
+    def wants(self, topic: str) -> bool:
+        """Whether the name is in it, or a pattern that fits."""
+        return topic in self._names or any(topic[:length] + "*" in self._names for length in self._lengths)
+
+    def __contains__(self, topic: object) -> bool:
+        """Whether exactly this name or pattern is in it."""
+        return topic in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ from trionet.errors import BrokerDown
 from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position
 from trionet.pubsub.store import Change, Store
-from trionet.pubsub.topics import TopicOptions, TopicRules, check_topic, is_pattern
+from trionet.pubsub.topics import TopicOptions, TopicRules, TopicSet, check_topic, is_pattern
 
 __all__ = ["MemoryBroker"]
 
@@ -27,7 +27,7 @@ class MemoryBroker(Broker):
         self, *, rules: TopicRules | Mapping[str, TopicOptions] | None = None, **options: Any
     ) -> None:
         self.rules = as_rules(rules)
-        self._topics: set[str] = set()
+        self._topics = TopicSet()
         self.store = Store(secrets.token_hex(4), self._topics.__contains__, **options)
         self._receiver: Receiver | None = None
         self._state = BrokerState(up=False, since=0.0)
@@ -73,19 +73,22 @@ class MemoryBroker(Broker):
     async def publish(
         self, topic: str, data: bytes, *, key: str = "", tag: str = "", origin: str = ""
     ) -> Position:
-        receiver = self._up()
+        self._up()
         check_topic(topic)
-        await receiver.wait_room()
+        await trio.lowlevel.checkpoint()  # or a loop that publishes would let nobody else run
+        await self._up().wait_room()
+        receiver = self._up()
         position, publication = self.store.publish(
             topic, data, self.rules.of(topic).history, wall_clock(), key=key, tag=tag, origin=origin
         )
-        if publication is not None:
+        if publication is not None and self._topics.wants(topic):
             receiver.deliver(publication)
         return position
 
     async def subscribe(self, topics: Sequence[str]) -> None:
         self._up()
-        self._topics.update(topics)
+        for topic in topics:
+            self._topics.add(topic)
 
     def unsubscribe(self, topics: Iterable[str]) -> None:
         for topic in topics:
