@@ -13,7 +13,7 @@ import trionet
 from trionet.bus import commands
 from trionet.errors import BrokerDown
 from trionet.pubsub.broker import open_broker
-from trionet.pubsub.brokers.local_server import listen_local, serve_local_broker
+from trionet.pubsub.brokers.local.server import listen_local, serve_local_broker
 
 
 def position(message, offset=None):

@@ -12,7 +12,7 @@ from engines import ProcessEngine, Proxy
 
 
 class LocalEngine(ProcessEngine):
-    """`python -m trionet.pubsub.brokers.local_server`; clients connect through the proxy."""
+    """`python -m trionet.pubsub.brokers.local.server`; clients connect through the proxy."""
 
     name = "local"
 
@@ -23,7 +23,7 @@ class LocalEngine(ProcessEngine):
         self.proxy: Proxy | None = None
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "trionet.pubsub.brokers.local_server", self.path]
+        return [sys.executable, "-m", "trionet.pubsub.brokers.local.server", self.path]
 
     def environment(self) -> dict[str, str]:
         root = str(Path(__file__).resolve().parents[2])

@@ -25,12 +25,13 @@ from hypothesis import strategies as st
 from recorder import RULES, Client
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError, ProtocolError
-from trionet.pubsub.brokers import local_messages as say
-from trionet.pubsub.brokers import local_server, local_sockets
-from trionet.pubsub.brokers import local_wire as wire
 from trionet.pubsub.brokers.local import LocalBroker
-from trionet.pubsub.brokers.local_server import LocalLimits, LocalServer
-from trionet.pubsub.brokers.local_sockets import listen_local
+from trionet.pubsub.brokers.local import messages as say
+from trionet.pubsub.brokers.local import server as local_server
+from trionet.pubsub.brokers.local import sockets as local_sockets
+from trionet.pubsub.brokers.local import wire
+from trionet.pubsub.brokers.local.server import LocalLimits, LocalServer
+from trionet.pubsub.brokers.local.sockets import listen_local
 from trionet.pubsub.publication import Position, Publication
 from trionet.pubsub.store import Store
 from trionet.pubsub.topics import HistoryLimits, TopicOptions

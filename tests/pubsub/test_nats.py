@@ -19,7 +19,7 @@ from recorder import RULES, Client, connected
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError
 from trionet.pubsub.broker import Broker, open_broker
 from trionet.pubsub.brokers.nats import NatsBroker
-from trionet.pubsub.brokers.nats_subscriptions import Subscriptions
+from trionet.pubsub.brokers.nats.subscriptions import Subscriptions
 from trionet.pubsub.publication import NOWHERE
 from trionet.pubsub.topics import HistoryLimits, TopicOptions
 
@@ -173,7 +173,7 @@ async def test_a_stream_that_was_deleted_is_made_again_and_told(nats):
 
 async def test_what_was_seen_live_and_deleted_since_is_told(nats, monkeypatch):
     """A topic whose missing message cannot be fetched any more is interrupted, not looked for without an end."""
-    monkeypatch.setattr("trionet.pubsub.brokers.nats_checking._PATIENCE", 3)
+    monkeypatch.setattr("trionet.pubsub.brokers.nats.checking._PATIENCE", 3)
     async with connected(nats) as client, connected(nats) as other:
         topic = unique("long")
         await client.subscribe(topic)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trionet.errors import BrokerDown, ConfigurationError, TopicError
-from trionet.pubsub.brokers.nats_protocol import (
+from trionet.pubsub.brokers.nats.protocol import (
     MAX_LINE,
     Control,
     Message,
@@ -17,9 +17,9 @@ from trionet.pubsub.brokers.nats_protocol import (
     parse_status,
     publish,
 )
-from trionet.pubsub.brokers.nats_publications import read_plain, write_headers
-from trionet.pubsub.brokers.nats_server import parse_servers
-from trionet.pubsub.brokers.nats_streams import Streams, seconds, to_subject, to_topic
+from trionet.pubsub.brokers.nats.publications import read_plain, write_headers
+from trionet.pubsub.brokers.nats.server import parse_servers
+from trionet.pubsub.brokers.nats.streams import Streams, seconds, to_subject, to_topic
 from trionet.pubsub.topics import HistoryLimits, TopicOptions, TopicRules, check_topic
 
 HEAD = b"NATS/1.0\r\nA: 1\r\nNats-Sequence: 7\r\nA: 2\r\n\r\n"

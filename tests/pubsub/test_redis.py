@@ -17,10 +17,11 @@ from recorder import RULES, Client, connected
 
 from trionet.errors import BrokerDown, BrokerError
 from trionet.pubsub.broker import open_broker
-from trionet.pubsub.brokers import redis as redis_broker
-from trionet.pubsub.brokers import redis_keys, redis_link
-from trionet.pubsub.brokers.redis_keys import Keys
-from trionet.pubsub.brokers.redis_scripts import PUBLISH
+from trionet.pubsub.brokers.redis import broker as redis_broker
+from trionet.pubsub.brokers.redis import keys as redis_keys
+from trionet.pubsub.brokers.redis import link as redis_link
+from trionet.pubsub.brokers.redis.keys import Keys
+from trionet.pubsub.brokers.redis.scripts import PUBLISH
 from trionet.pubsub.publication import Position
 
 pytestmark = pytest.mark.processes

@@ -7,10 +7,9 @@ import trio
 import trio.testing
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError
-from trionet.pubsub.brokers import resp
-from trionet.pubsub.brokers.redis import RedisBroker
-from trionet.pubsub.brokers.redis_address import Address, parse_url
-from trionet.pubsub.brokers.redis_keys import Keys, parse_presence, parse_publication, plain
+from trionet.pubsub.brokers.redis import RedisBroker, resp
+from trionet.pubsub.brokers.redis.address import Address, parse_url
+from trionet.pubsub.brokers.redis.keys import Keys, parse_presence, parse_publication, plain
 from trionet.pubsub.publication import Publication
 
 hiredis = pytest.importorskip("hiredis")

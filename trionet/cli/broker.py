@@ -48,7 +48,7 @@ def broker(
     from trionet.ops.broker import open_post
     from trionet.ops.collector import collector_policy
     from trionet.ops.limits import raise_descriptor_limit
-    from trionet.pubsub.brokers.local_server import LocalLimits, serve_until_told
+    from trionet.pubsub.brokers.local.server import LocalLimits, serve_until_told
 
     if log_level.lower() not in {"debug", "info", "warning", "error"}:
         raise ConfigurationError(

@@ -187,7 +187,7 @@ def run_broker(settings: ServeSettings, life: socket.socket, post: Post, folder:
 
 async def _serve(settings: ServeSettings, life: socket.socket, listener: socket.socket) -> bool:
     """Returns whether the supervisor has gone without a word."""
-    from trionet.pubsub.brokers.local_server import LocalServer
+    from trionet.pubsub.brokers.local.server import LocalServer
 
     server = LocalServer()
     life.setblocking(False)

@@ -225,7 +225,7 @@ async def _serve(
         end = _End(nursery.cancel_scope)
         nursery.start_soon(_heed_signals, signals, end, settings, place)
         if post is not None:
-            from trionet.pubsub.brokers.local_server import serve_local_broker
+            from trionet.pubsub.brokers.local.server import serve_local_broker
 
             nursery.start_soon(serve_local_broker, post.sock)
         server = await stack.enter_async_context(_open(settings, application, fds))

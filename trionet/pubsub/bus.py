@@ -426,7 +426,9 @@ class Bus(Generic[S, M]):
         """See `Receiver`."""
         self.interruptions += 1
         text = "%s: publications before %s:%d may be missing"
-        self._limited.log(log, logging.WARNING, text, topic, *position)  # all topics at once, where an engine is new
+        self._limited.log(
+            log, logging.WARNING, text, topic, *position
+        )  # all topics at once, where an engine is new
         place = self._places.get(topic)
         if place is not None:
             for subscriber, last in list(place.ahead.items()):

@@ -10,8 +10,8 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote, unquote
 
-from trionet.pubsub.brokers.nats_protocol import header, needle
-from trionet.pubsub.brokers.nats_streams import seconds
+from trionet.pubsub.brokers.nats.protocol import header, needle
+from trionet.pubsub.brokers.nats.streams import seconds
 from trionet.pubsub.publication import Publication
 
 __all__ = ["number", "read_plain", "read_stored", "write_headers"]

@@ -15,7 +15,7 @@ import trio
 
 from trionet._version import __version__
 from trionet.errors import BrokerDown, ConfigurationError
-from trionet.pubsub.brokers.nats_protocol import Message, Parser, read_object
+from trionet.pubsub.brokers.nats.protocol import Message, Parser, read_object
 
 __all__ = ["LinkOptions", "Server", "dial", "introduction", "parse_servers", "reason"]
 

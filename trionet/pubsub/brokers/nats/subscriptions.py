@@ -4,7 +4,7 @@ A message says which sequence number it has and which one the topic's message be
 
     sure, and it follows            it is delivered
     already delivered               it is dropped: it came from the history as well, or by a pattern, too
-    something is missing between    nothing is delivered, and the topic is *unsure*: `nats_checking` fills it
+    something is missing between    nothing is delivered, and the topic is *unsure*: `checking` fills it
     unsure                          it is delivered only if it follows exactly; the history has it anyway
 
 Every topic is unsure when a connection begins. Nothing is ever buffered.
@@ -20,10 +20,10 @@ from functools import partial
 
 from trionet.errors import BrokerDown, TopicError
 from trionet.pubsub.broker import Receiver
-from trionet.pubsub.brokers.nats_link import INBOX, Link
-from trionet.pubsub.brokers.nats_protocol import Message
-from trionet.pubsub.brokers.nats_publications import PREVIOUS, SEQUENCE, number, read_plain, read_stored
-from trionet.pubsub.brokers.nats_streams import Stream, Streams, to_topic
+from trionet.pubsub.brokers.nats.link import INBOX, Link
+from trionet.pubsub.brokers.nats.protocol import Message
+from trionet.pubsub.brokers.nats.publications import PREVIOUS, SEQUENCE, number, read_plain, read_stored
+from trionet.pubsub.brokers.nats.streams import Stream, Streams, to_topic
 from trionet.pubsub.publication import NOWHERE, Position, Publication
 from trionet.pubsub.topics import SEPARATORS, check_topic, is_pattern
 

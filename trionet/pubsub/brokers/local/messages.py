@@ -1,4 +1,4 @@
-"""What a `LocalBroker` and its server say to each other, as values; `local_wire` has their bytes, and the table."""
+"""What a `LocalBroker` and its server say to each other, as values; `wire` has their bytes, and the table."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 import trio
 
 from trionet.errors import BrokerDown, BrokerError, ProtocolError
-from trionet.pubsub.brokers import local_messages as say
-from trionet.pubsub.brokers import local_wire as wire
-from trionet.pubsub.brokers.local_sockets import READ, peer_may
+from trionet.pubsub.brokers.local import messages as say
+from trionet.pubsub.brokers.local import wire
+from trionet.pubsub.brokers.local.sockets import READ, peer_may
 
 __all__ = ["Link", "open_link"]
 

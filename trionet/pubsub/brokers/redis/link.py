@@ -12,9 +12,9 @@ import attrs
 import trio
 
 from trionet.errors import BrokerDown, BrokerError
-from trionet.pubsub.brokers.redis_address import Address, open_stream
-from trionet.pubsub.brokers.redis_scripts import SCRIPTS
-from trionet.pubsub.brokers.resp import Link, error_of, pack
+from trionet.pubsub.brokers.redis.address import Address, open_stream
+from trionet.pubsub.brokers.redis.resp import Link, error_of, pack
+from trionet.pubsub.brokers.redis.scripts import SCRIPTS
 
 __all__ = ["Server", "Supervised"]
 

@@ -185,7 +185,7 @@ def connect(options: Mapping[str, Any]) -> bytes:
 
 
 def publish(subject: str, payload: bytes, headers: Mapping[str, str] | None = None, reply: str = "") -> bytes:
-    """PUB, or HPUB if there are headers. Nothing here checks what it is given: see `nats_streams`."""
+    """PUB, or HPUB if there are headers. Nothing here checks what it is given: see `streams`."""
     where = f"{subject} {reply} " if reply else f"{subject} "
     if not headers:
         return b"PUB %b%d\r\n%b\r\n" % (where.encode(), len(payload), payload)

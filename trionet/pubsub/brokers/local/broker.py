@@ -1,4 +1,4 @@
-"""The engine of one machine: its processes share a `local_server` through a Unix socket. No server to install.
+"""The engine of one machine: its processes share a `server` through a Unix socket. No server to install.
 
 ``trionet serve`` with several workers has one, started when it is first used; ``trionet broker PATH`` serves one by
 itself. What is kept lives as long as that process.
@@ -29,9 +29,9 @@ import trio
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError, ProtocolError
 from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now
-from trionet.pubsub.brokers import local_messages as say
-from trionet.pubsub.brokers import local_wire as wire
-from trionet.pubsub.brokers.local_link import Link, open_link
+from trionet.pubsub.brokers.local import messages as say
+from trionet.pubsub.brokers.local import wire
+from trionet.pubsub.brokers.local.link import Link, open_link
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position, Publication
 from trionet.pubsub.topics import TopicOptions, TopicRules, TopicSet, check_topic, is_pattern
 

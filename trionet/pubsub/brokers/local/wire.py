@@ -45,7 +45,7 @@ from struct import Struct, error
 from typing import Any, Final
 
 from trionet.errors import BrokerError, ProtocolError
-from trionet.pubsub.brokers import local_messages as say
+from trionet.pubsub.brokers.local import messages as say
 from trionet.pubsub.publication import Position, Publication
 
 __all__ = ["Frames"]

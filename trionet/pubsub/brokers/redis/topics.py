@@ -23,7 +23,7 @@ from typing import Any, Final
 import trio
 
 from trionet.pubsub.broker import PAGE, Receiver
-from trionet.pubsub.brokers.redis_keys import (
+from trionet.pubsub.brokers.redis.keys import (
     PAGE_BYTES,
     Keys,
     page_of,
@@ -31,9 +31,9 @@ from trionet.pubsub.brokers.redis_keys import (
     parse_publication,
     position_of,
 )
-from trionet.pubsub.brokers.redis_link import Server
-from trionet.pubsub.brokers.redis_scripts import POSITION, SCRIPTS
-from trionet.pubsub.brokers.resp import Call, Link, error_of, pack
+from trionet.pubsub.brokers.redis.link import Server
+from trionet.pubsub.brokers.redis.resp import Call, Link, error_of, pack
+from trionet.pubsub.brokers.redis.scripts import POSITION, SCRIPTS
 from trionet.pubsub.publication import NOWHERE, Position, Publication
 from trionet.pubsub.topics import TopicRules, is_pattern
 

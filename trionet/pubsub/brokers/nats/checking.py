@@ -13,9 +13,9 @@ import trio
 
 from trionet.errors import BrokerDown
 from trionet.pubsub.broker import PAGE, Receiver, now
-from trionet.pubsub.brokers.nats_history import LAG, JetStream, State
-from trionet.pubsub.brokers.nats_streams import Stream, Streams
-from trionet.pubsub.brokers.nats_subscriptions import Subscription, Subscriptions
+from trionet.pubsub.brokers.nats.history import LAG, JetStream, State
+from trionet.pubsub.brokers.nats.streams import Stream, Streams
+from trionet.pubsub.brokers.nats.subscriptions import Subscription, Subscriptions
 from trionet.pubsub.publication import Position
 
 __all__ = ["Checker"]

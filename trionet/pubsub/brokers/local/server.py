@@ -7,7 +7,7 @@ is cut off, and recovers from the histories when it comes back.
 Only processes of our own user, and of root, may connect: the socket's file has mode 0600, and the kernel is asked who
 is at the other end (SO_PEERCRED, unix(7)). They are trusted; the limits are against mistakes.
 
-``python -m trionet.pubsub.brokers.local_server PATH`` serves one; so does ``trionet broker``, which people should use.
+``python -m trionet.pubsub.brokers.local.server PATH`` serves one; so does ``trionet broker``, which people should use.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import trio
 
 from trionet.errors import ProtocolError, TopicError
 from trionet.pubsub.broker import PAGE, wall_clock
-from trionet.pubsub.brokers import local_messages as say
-from trionet.pubsub.brokers import local_wire as wire
-from trionet.pubsub.brokers.local_sockets import listen_local, peer, peer_may, receive
+from trionet.pubsub.brokers.local import messages as say
+from trionet.pubsub.brokers.local import wire
+from trionet.pubsub.brokers.local.sockets import listen_local, peer, peer_may, receive
 from trionet.pubsub.hub import Hub
 from trionet.pubsub.publication import HistoryPage, Publication
 from trionet.pubsub.store import MAX_BYTES, Change, Store

@@ -26,10 +26,10 @@ import trio
 
 from trionet.errors import BrokerDown, BrokerError, printable
 from trionet.pubsub.broker import PAGE
-from trionet.pubsub.brokers.nats_link import Link
-from trionet.pubsub.brokers.nats_protocol import Message, header, parse_status, read_object
-from trionet.pubsub.brokers.nats_publications import PENDING, SEQUENCE, SUBJECT, UP_TO, number, read_stored
-from trionet.pubsub.brokers.nats_streams import Stream, seconds
+from trionet.pubsub.brokers.nats.link import Link
+from trionet.pubsub.brokers.nats.protocol import Message, header, parse_status, read_object
+from trionet.pubsub.brokers.nats.publications import PENDING, SEQUENCE, SUBJECT, UP_TO, number, read_stored
+from trionet.pubsub.brokers.nats.streams import Stream, seconds
 from trionet.pubsub.publication import HistoryPage, Position, Publication
 
 __all__ = ["JetStream", "State"]

@@ -15,9 +15,9 @@ from typing import Any, Final
 import trio
 
 from trionet.errors import BrokerDown, BrokerError, printable
-from trionet.pubsub.brokers import nats_protocol as wire
-from trionet.pubsub.brokers.nats_protocol import Message
-from trionet.pubsub.brokers.nats_server import (
+from trionet.pubsub.brokers.nats import protocol as wire
+from trionet.pubsub.brokers.nats.protocol import Message
+from trionet.pubsub.brokers.nats.server import (
     READ,
     LinkOptions,
     Server,

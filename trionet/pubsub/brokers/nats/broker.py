@@ -1,14 +1,14 @@
 """NATS as the engine: JetStream keeps the histories, core NATS carries what is live.
 
-    nats_protocol       the text protocol, without I/O
-    nats_server         where servers are, and how a connection begins
-    nats_link           one connection, watched
-    nats_publications   how a publication lies in a message
-    nats_streams        names of subjects and streams
-    nats_history        what is asked of JetStream
-    nats_subscriptions  what this process has subscribed to, and what becomes of each message
-    nats_checking       topics made sure, and filled with what they miss
-    nats                this: connects again and again, publishes, subscribes
+    protocol       the text protocol, without I/O
+    server         where servers are, and how a connection begins
+    link           one connection, watched
+    publications   how a publication lies in a message
+    streams        names of subjects and streams
+    history        what is asked of JetStream
+    subscriptions  what this process has subscribed to, and what becomes of each message
+    checking       topics made sure, and filled with what they miss
+    broker         this: connects again and again, publishes, subscribes
 
 Publications on topics with history go to a JetStream stream, which answers with the sequence number, drops what comes
 twice with one key, and republishes them with headers that say where they stand (`republish`, ADR-28). So what is live
@@ -31,13 +31,13 @@ import trio
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError
 from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
-from trionet.pubsub.brokers.nats_checking import Checker
-from trionet.pubsub.brokers.nats_history import JetStream
-from trionet.pubsub.brokers.nats_link import Link, open_link
-from trionet.pubsub.brokers.nats_publications import write_headers
-from trionet.pubsub.brokers.nats_server import LinkOptions, parse_servers
-from trionet.pubsub.brokers.nats_streams import Streams
-from trionet.pubsub.brokers.nats_subscriptions import Subscription, Subscriptions
+from trionet.pubsub.brokers.nats.checking import Checker
+from trionet.pubsub.brokers.nats.history import JetStream
+from trionet.pubsub.brokers.nats.link import Link, open_link
+from trionet.pubsub.brokers.nats.publications import write_headers
+from trionet.pubsub.brokers.nats.server import LinkOptions, parse_servers
+from trionet.pubsub.brokers.nats.streams import Streams
+from trionet.pubsub.brokers.nats.subscriptions import Subscription, Subscriptions
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position
 from trionet.pubsub.topics import TopicOptions, TopicRules, check_topic, is_pattern
 

@@ -1,4 +1,4 @@
-"""Names of keys and channels in Redis, commands that run scripts, and what comes back. Pure; see `redis_scripts`."""
+"""Names of keys and channels in Redis, commands that run scripts, and what comes back. Pure; see `scripts`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from typing import Any, Final
 
 from trionet.pubsub.broker import PAGE
-from trionet.pubsub.brokers.redis_link import Server
-from trionet.pubsub.brokers.redis_scripts import HISTORY, Script
-from trionet.pubsub.brokers.resp import pack
+from trionet.pubsub.brokers.redis.link import Server
+from trionet.pubsub.brokers.redis.resp import pack
+from trionet.pubsub.brokers.redis.scripts import HISTORY, Script
 from trionet.pubsub.publication import HistoryPage, Position, Publication
 from trionet.pubsub.topics import HistoryLimits
 

@@ -15,9 +15,10 @@ from typing import Any, Final
 import trio
 
 from trionet.errors import BrokerDown, BrokerError
-from trionet.pubsub.brokers.redis_keys import Keys
-from trionet.pubsub.brokers.redis_link import Supervised
-from trionet.pubsub.brokers.redis_scripts import (
+from trionet.pubsub.brokers.redis.keys import Keys
+from trionet.pubsub.brokers.redis.link import Supervised
+from trionet.pubsub.brokers.redis.resp import error_of
+from trionet.pubsub.brokers.redis.scripts import (
     DUE_DONE,
     DUE_NOTE,
     DUE_TAKE,
@@ -27,7 +28,6 @@ from trionet.pubsub.brokers.redis_scripts import (
     REFRESH,
     SWEEP,
 )
-from trionet.pubsub.brokers.resp import error_of
 from trionet.pubsub.topics import check_topic
 
 __all__ = ["Members"]

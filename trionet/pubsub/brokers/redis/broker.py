@@ -6,7 +6,7 @@ Two connections to the server, because what is safe under load differs:
                     has buffered too much for us (`client-output-buffer-limit pubsub`): one more reconnect
     commands        publishes, histories and presence do not wait behind that, and their deadline means the server
 
-`redis_topics` says how a subscription survives, `redis_scripts` what is kept in Redis and when an epoch ends. A topic
+`topics` says how a subscription survives, `scripts` what is kept in Redis and when an epoch ends. A topic
 is remembered for `remember` seconds after it was last published on, or subscribed to: much longer than its history,
 for its offsets go on for that long; then a new epoch begins, and who comes back later is told that something may be
 missing.
@@ -32,13 +32,13 @@ import trio
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError
 from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
-from trionet.pubsub.brokers.redis_address import parse_url
-from trionet.pubsub.brokers.redis_keys import Keys, page_of, plain, position_of
-from trionet.pubsub.brokers.redis_link import Settings, Supervised
-from trionet.pubsub.brokers.redis_members import Members
-from trionet.pubsub.brokers.redis_scripts import ONCE, PUBLISH
-from trionet.pubsub.brokers.redis_topics import Subscriptions
-from trionet.pubsub.brokers.resp import pack, require_hiredis
+from trionet.pubsub.brokers.redis.address import parse_url
+from trionet.pubsub.brokers.redis.keys import Keys, page_of, plain, position_of
+from trionet.pubsub.brokers.redis.link import Settings, Supervised
+from trionet.pubsub.brokers.redis.members import Members
+from trionet.pubsub.brokers.redis.resp import pack, require_hiredis
+from trionet.pubsub.brokers.redis.scripts import ONCE, PUBLISH
+from trionet.pubsub.brokers.redis.topics import Subscriptions
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position
 from trionet.pubsub.topics import TopicOptions, TopicRules, check_topic, is_pattern
 
