@@ -1,12 +1,12 @@
-// trionet.js against a model of the server, by random schedules: what is new, from one reset to the next, is what others
-// published, all of it, once and in order. tests/client/test_following.py does the same to the Python client.
+// trionet.js against a model of the server, by random schedules (losses, gaps, refusals, lost pasts): what is new, from
+// one reset to the next, is what others published, all of it, once and in order. tests/client/test_following.py does the same to the Python client.
 
 import {Bus} from "/trionet.js";
 
 const TOPIC = "t";
 
 class Model {
-  everything = []; keys = new Map(); epoch = 1; top = 0;
+  everything = []; keys = new Map(); epoch = 1; top = 0; busy = 0;
 
   constructor(kept, sparse) { Object.assign(this, {kept, sparse}); }
 
@@ -37,6 +37,11 @@ class Model {
     if (this.subscribed) this.messages.push({type: "reset", topic: TOPIC, epoch: String(this.epoch), offset: 0});
   }
 
+  end() {               // the broker was gone for a moment
+    if (this.subscribed) this.messages.push({type: "unsubscribed", topic: TOPIC, code: "unavailable", retry: true});
+    this.subscribed = false;
+  }
+
   step() {              // one request at a time; what is published is acknowledged a step later
     if (this.answering) {
       this.messages.push(this.answering);
@@ -53,6 +58,11 @@ class Model {
 
   subscribe({id, since}) {
     if (this.subscribed) throw new Error("subscribed twice");
+    if (this.busy > 0) {
+      this.busy -= 1;
+      this.messages.push({type: "error", id, code: "unavailable", text: "not now", retry: true});
+      return;
+    }
     this.subscribed = true;
     const past = this.everything.filter(entry => entry.epoch === this.epoch);
     const lost = past.slice(0, -this.kept).at(-1)?.offset ?? 0;
@@ -91,12 +101,14 @@ window.schedule = async seed => {
   });
   await turn();
   for (let left = pick(60); left > 0; left--) {
-    const what = pick(9), count = pick(10) + 1;
+    const what = pick(10), count = pick(10) + 1;
     if (what < 2) model.publish(count % 3);
     else if (what === 2) model.publish(count % 3, {drop: true});
     else if (what === 3 && bus.state === "open") bus.publish(TOPIC, 0, {echo: false}).catch(() => {});
     else if (what < 6) for (let n = 0; n < count; n++) model.step();
     else if (what < 8) for (let n = 0; n < count; n++) model.hand();
+    else if (what === 8 && count < 7) model.end();
+    else if (what === 8) model.busy = count - 6;
     else if (count === 1) { model.forget(); forgotten = true; }
     else { model.socket.onclose({code: 1006, reason: ""}); bus.connect(); }
     await turn();

@@ -302,6 +302,10 @@ def test_a_page_goes_on_where_an_earlier_one_was(bus, opened):
     first.connect()
     page = first.run("bus.history('mail:3', {limit: 2}).then(page => (window.kept = page))")
     assert [each["data"] for each in page["messages"]] == [6, 7]
+    first.run(
+        "bus.history('mail:3', {since: {...kept, offset: 1}, limit: 2}).then(page => { window.older = page; })"
+    )
+    assert first.run("[older.messages.map(each => each.data), older.offset]") == [[1, 2], 3]
     first.follow("mail:3", "{since: kept}")
     bus.publish("mail:3", 8)
     first.has("mail:3", 1)
@@ -431,6 +435,26 @@ def test_subscriptions_that_are_refused(bus, opened):
     page.follow("busy:1")
 
 
+def test_the_end_of_an_earlier_subscription_ends_no_later_one(bus, opened, monkeypatch):
+    """What the server said of it was under way while the topic was asked for again."""
+    page = opened()
+    page.connect()
+    page.follow("mail:11")
+
+    async def ended_before(user, topic):
+        ended = {"type": "unsubscribed", "topic": topic, "code": "forbidden"}
+        for ws in bus.server.websockets:
+            await ws.send(json.dumps(ended))
+        return True
+
+    monkeypatch.setattr(bus.handler, "may_subscribe", ended_before)
+    page.run("sub.unsubscribe()")
+    page.follow("mail:11")
+    bus.publish("mail:11", 1)
+    page.has("mail:11", 1)
+    assert page.run("shown['mail:11'].errors") == []
+
+
 def test_requests_wait_for_a_connection_within_bounds(bus, opened):
     """A number of them, and each for its time; what is too large is not sent."""
     page = opened()
@@ -466,6 +490,8 @@ def test_who_publishes_without_an_echo_has_no_gap(bus, opened):
     page.has("mail:9", 3)
     assert page.data("mail:9") == [1, 2, 3]
     assert page.run("sub.position.offset") == 6
+    page.follow("none:9")
+    assert page.run("bus.publish('none:9', 'mine', {echo: false, timeout: 5000})") is None
 
 
 def test_patterns_and_presence(bus, opened):

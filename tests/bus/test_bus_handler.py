@@ -43,6 +43,25 @@ async def test_who_is_refused():
         assert caught.value.status == 403
 
 
+async def test_headers_that_authenticate_goes_by():
+    """It sees Cookie and Authorization without being asked to keep them."""
+    seen = []
+
+    class Looks(BusHandler):
+        async def authenticate(self, ws, request):
+            seen.append(request.headers)
+
+    handler = Looks("memory")
+    headers = {"Authorization": "Bearer x", "Cookie": "a=b", "X-Other": "c"}
+    async with (
+        trionet.open_server(bus_protocol(handler), port=0, lifespan=handler.lifespan) as server,
+        trionet.open_client() as client,
+    ):
+        ws = await client.connect(server.endpoints[0].url, headers=headers)
+        await ws.close()
+    assert seen == [{"authorization": ["Bearer x"], "cookie": ["a=b"]}]
+
+
 async def test_a_page_that_is_refused():
     """A browser hides the status from its page, which is told by a close code not to come back."""
     async with serving() as at:
@@ -172,6 +191,7 @@ async def test_patterns_are_authorised_as_such():
         admin, ada = await at.join("admin"), await at.join("ada")
         assert (await admin.ask("subscribe", "*"))["type"] == "subscribed"
         assert (await ada.ask("subscribe", "*"))["code"] == "forbidden"
+        await at.handler.publish("$mine", 1)
         await at.handler.publish("secret:1", 1)
         await at.handler.unsubscribe_user("nobody", "x")
         assert (await admin.next())["topic"] == "secret:1"
@@ -261,7 +281,7 @@ async def test_history():
 
 async def test_history_is_cut_to_fit():
     """An answer has so many bytes at most, but one message at least; what is missing can be asked for."""
-    async with serving(Desk("memory", max_reply=25)) as at:
+    async with serving(Desk("memory", max_reply=160)) as at:
         ada = await at.join("ada")
         for text in "abc":
             await at.handler.publish("news", text * 10)
@@ -302,12 +322,25 @@ async def test_presence_over_a_reconnect():
 
 async def test_presence_has_a_limit():
     """A crowd is counted, and some of it named."""
-    async with serving(Desk("memory", rules=RULES, max_reply=40)) as at:
+    async with serving(Desk("memory", rules=RULES, max_reply=200)) as at:
         for name in ("ada", "bob", "cal"):
             await (await at.join(name)).ask("subscribe", "room:1")
         found = await (await at.join("dan")).ask("presence", "room:1")
         assert found["count"] == 3
         assert 1 <= len(found["members"]) < 3
+
+
+async def test_a_crowd_is_counted_now_and_then():
+    """Asking without pause who is among thousands does not keep the broker busy; where few are it is always true."""
+    broker = MemoryBroker(rules=RULES)
+    async with serving(Desk(broker)) as at:
+        ada = await at.join("ada")
+        for number in range(3000):
+            await broker.enter("room:1", f"m{number}", "o", b"", 60)
+            if number in {1, 2, 2000, 2001}:
+                count = (await ada.ask("presence", "room:1"))["count"]
+                assert count == (number + 1 if number != 2001 else 2001)
+        assert list(at.handler.crowds) == ["room:1"]
 
 
 async def test_a_user_is_disconnected():
@@ -347,13 +380,19 @@ async def test_a_subscription_is_ended():
 
 
 async def test_what_is_no_json_costs_nobody_the_connection(caplog):
-    """Another program may publish bytes that are no text: subscribers get null, the log says which topic it was."""
+    """Another program may publish anything: subscribers get null, late ones too, and the log says where it was."""
     async with serving() as at:
         ada = await at.join("ada")
-        await ada.ask("subscribe", "news")
-        await at.bus.publish("news", b"\xff\x00")
-        assert (await ada.next())["data"] is None
+        begun = await ada.ask("subscribe", "news")
+        others = [b"\xff\x00", b"hello", b'{"price":NaN}', b'{"a":1},"topic":"b"', b"[" * 100_000]
+        for data in others:
+            await at.bus.publish("news", data)
+            assert (await ada.next())["data"] is None
         assert "news" in caplog.text
+        await ada.ask("unsubscribe", "news")
+        since = {"epoch": begun["epoch"], "offset": begun["offset"]}
+        await ada.ask("subscribe", "news", since=since)
+        assert [(await ada.next())["data"] for _ in others] == [None] * len(others)
         await ada.quiet()
 
 
@@ -433,6 +472,14 @@ def test_settings_that_cannot_work():
         BusHandler("memory", heartbeat=0)
     with pytest.raises(trionet.ConfigurationError, match="who is there"):
         BusHandler(Memberless(rules={"a": TopicOptions(presence=True)}))
+    for policy in ("WAIT", "DROP_NEWEST", "DROP_OLDEST"):
+        with pytest.raises(trionet.ConfigurationError, match="come back"):
+            bus_protocol(BusHandler("memory"), slow_consumer=trionet.SlowConsumer[policy])
+
+
+def test_a_long_answer_leaves_room_for_what_is_published():
+    """Who reads a page of history slowly is not sent away for it, to ask for the same again."""
+    assert bus_protocol(BusHandler("memory", max_reply=2**20)).high_water == 2**21
 
 
 async def test_the_publisher_has_to_publish_json():

@@ -128,6 +128,7 @@ def test_a_server_without_its_broker_says_so(tmp_path):
     (tmp_path / "app.py").write_text(APP)
     command = [sys.executable, "-m", "trionet", "serve", "app.py", "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("COLUMNS", None)  # pytest-xdist's processes have it, and it folds the line
     process = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
     )

@@ -8,7 +8,7 @@ import pytest
 import trio
 from bus_peer import RULES, Desk, serving, until
 
-from trionet.bus import BusHandler
+from trionet.bus import BusHandler, commands
 from trionet.errors import BrokerDown, BrokerError, TopicError
 from trionet.pubsub.broker import PAGE
 from trionet.pubsub.brokers.memory import MemoryBroker
@@ -157,6 +157,54 @@ async def test_a_failing_start_is_one_error():
             pytest.fail("it has started")
 
 
+class Nameless(Desk):
+    """A handler that cannot say who somebody is, the first time."""
+
+    asked = 0
+
+    def member(self, user, session):
+        self.asked += 1
+        if self.asked == 1:
+            raise KeyError(user)
+        return super().member(user, session)
+
+
+async def test_a_member_without_a_name(caplog):
+    """A subscription that is answered by an error is none: asked for again, as the client is told, it begins."""
+    broker = Troubled(rules=RULES)
+    async with serving(Nameless(broker)) as at:
+        ada = await at.join("ada")
+        answer = await ada.ask("subscribe", "room:1")
+        assert (answer["code"], answer["retry"]) == ("internal", True)
+        broker.refuses = KeyError("the broker is at fault")
+        assert (await ada.ask("subscribe", "room:1"))["type"] == "subscribed"
+        answer = await ada.answer(2)
+        assert (answer["code"], answer["retry"]) == ("internal", True)
+        broker.refuses = None
+        assert (await ada.ask("subscribe", "room:1"))["type"] == "subscribed"
+        assert (await ada.next())["type"] == "join"
+        await ada.quiet()
+
+
+class Stuck(Desk):
+    """A handler whose database does not answer."""
+
+    async def may_subscribe(self, user, topic):
+        await trio.sleep_forever()
+
+
+async def test_hooks_that_hang(monkeypatch, caplog):
+    """The client is told to try later, the log says why, and the connection is free for the next request."""
+    monkeypatch.setattr(commands, "PATIENCE", 0.02)
+    async with serving(Stuck("memory")) as at:
+        ada = await at.join("ada")
+        for kind, fields in (("subscribe", {}), ("publish", {"data": 1})):
+            answer = await ada.ask(kind, "news", **fields)
+            assert (answer["code"], answer["retry"]) == ("unavailable", True)
+        assert "took too long" in caplog.text
+        await ada.quiet()
+
+
 class Open(BusHandler):
     """Everybody may listen."""
 
@@ -179,7 +227,7 @@ async def test_a_client_that_asks_for_more_than_it_reads():
     """It waits for its answers, however many; it is not sent away for being slow."""
     async with serving(Desk("memory", rules=RULES)) as at:
         for _ in range(4):
-            await at.handler.publish("news", "x" * 50_000)
+            await at.handler.publish("news", "x" * 25_000)
         ada = await at.join("ada", read_ahead=4096)
         for known in range(60):
             await ada.say("history", id=known, topic="news")

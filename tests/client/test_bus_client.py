@@ -16,6 +16,7 @@ from trionet.client.bus import open_bus_client
 from trionet.client.following import BusSubscribed
 from trionet.client.subscription import BusMessage, BusPresence, BusReset
 from trionet.errors import BusError
+from trionet.pubsub.publication import Position
 from trionet.pubsub.topics import HistoryLimits, TopicOptions
 
 SOON = trionet.Backoff(initial=0.001, maximum=0.002)
@@ -153,8 +154,10 @@ async def test_a_reader_goes_on_where_an_earlier_one_was():
         async with bus.subscribe("mail:2", since=page.position) as mail:
             message = await anext(aiter(mail))
             assert (message.data, message.replay, message.position.offset) == (4, True, 5)
-        async with bus.subscribe("mail:2", since=page.messages[0].position) as mail:
-            assert await take(mail, 2) == [3, 4]
+        page = await bus.history("mail:2", since=page.messages[0].position, limit=1)
+        assert [message.data for message in page.messages] == [3]
+        async with bus.subscribe("mail:2", since=page.position) as mail:
+            assert await take(mail, 1) == [4]
 
 
 async def test_what_cannot_be_recovered_is_said():
@@ -257,11 +260,19 @@ async def chatter(side):
     await side.send(server_frame(CLOSE, (1002).to_bytes(2, "big")))
 
 
-async def test_who_does_not_speak_the_protocol_is_left(caplog):
+async def nonsense(side):
+    """Speak it, and then something that is none of it."""
+    await side.accept(server_frame(TEXT, b'{"type": "welcome", "session": "s", "limits": []}'))
+    await side.frame()
+    await side.send(server_frame(CLOSE, (1002).to_bytes(2, "big")))
+
+
+@pytest.mark.parametrize("speak", [chatter, nonsense])
+async def test_who_does_not_speak_the_protocol_is_left(speak, caplog):
     """It is closed with 1002, logged, and not tried again."""
-    async with scripted(chatter) as script, open_bus_client(script.url, backoff=SOON) as bus:
+    async with scripted(speak) as script, open_bus_client(script.url, backoff=SOON) as bus:
         with pytest.raises(BusError, match=r"1002"):
-            await bus.wait_open()
+            await bus.publish("t", 1)
     assert "does not speak the protocol" in caplog.text
 
 
@@ -291,6 +302,31 @@ async def test_a_subscription_that_the_server_ends():
         assert await take(mail, 1) == [1]
         with pytest.raises(BusError, match=r"forbidden"):
             await mail.receive()
+
+
+async def test_the_end_of_an_earlier_subscription_ends_no_later_one():
+    """What the server said of it was under way while the topic was asked for again."""
+    async with served() as (server, bus):
+        async with bus.subscribe("mail:11"):
+            pass
+
+        async def ended_before(user, topic):
+            ended = {"type": "unsubscribed", "topic": topic, "code": "forbidden"}
+            await server.connections[0].send(json.dumps(ended))
+            return True
+
+        server.handler.may_subscribe = ended_before
+        async with bus.subscribe("mail:11") as mail:
+            await server.publish("mail:11", 1)
+            assert await take(mail, 1) == [1]
+
+
+async def test_a_buffer_of_one():
+    """It holds one message, whatever the server says about the subscription itself."""
+    async with served() as (server, bus), bus.subscribe("mail:12", buffer=1) as mail:
+        for number in range(3):
+            await server.publish("mail:12", number)
+        assert await take(mail, 3) == [0, 1, 2]
 
 
 async def test_who_publishes_without_an_echo_has_no_gap():
@@ -346,6 +382,9 @@ async def test_patterns_and_presence():
                 ("news:us", 2, None),
             ]
             assert await take(eu, 1) == [1]
+            server.handler.bus.interrupted("news:eu", Position("another", 7))
+            assert await every.receive() == BusReset("news:eu", None)
+            assert every.position is None
         async with bus.subscribe("room:1") as room:
             async with open_bus_client(server.url) as other, other.subscribe("room:1"):
                 await until(lambda: len(room._held) >= 3)

@@ -166,7 +166,7 @@ async def test_messages_without_a_tag_may_close(way):
     """Where the protocol says so, a client that cannot be given one is closed with 1013, so that it comes back."""
     handler = Opened()
     async with serving(handler, slow_consumer=CONFLATE, high_water=30_000) as at:
-        at.protocol.close_untagged = True
+        at.protocol.close_behind = True
         peer = await at.join(small=True)
         ws = await handler.first()
         sent = await behind(ws)
@@ -179,6 +179,24 @@ async def test_messages_without_a_tag_may_close(way):
         assert sum(frame.payload.startswith(b"1 a") for frame in heard) == 1
         await peer.farewell(1013)
         assert at.protocol.messages_dropped == 1
+
+
+async def test_the_newest_of_too_many_tags_may_close():
+    """There, too, what would be dropped is something that the client would never know."""
+    handler = Opened()
+    async with serving(handler, slow_consumer=CONFLATE, high_water=30_000) as at:
+        at.protocol.close_behind = True
+        peer = await at.join(small=True)
+        ws = await handler.first()
+        sent = await behind(ws)
+        for tags in range(1, 100):
+            trionet.broadcast([ws], tagged(tags, f"tag {tags}"))
+            if ws.closed is not None:
+                break
+        assert ws.closed.code == 1013
+        heard = [(await peer.frame()).payload for _ in range(sent + tags - 1)]
+        assert sum(b" tag " in payload for payload in heard) == tags - 1
+        await peer.farewell(1013)
 
 
 @pytest.mark.parametrize("wish", [ALONE, TAKEOVER], ids=["alone", "takeover"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
@@ -41,12 +41,15 @@ from trionet.wire.bus_answers import (
 if TYPE_CHECKING:
     from trionet.bus.handler import BusHandler
 
-__all__ = ["ACTIONS"]
+__all__ = ["ACTIONS", "Crowd"]
 
 log = logging.getLogger("trionet.bus")
 
 PATIENCE: Final = 8.0  # seconds: clients give a connection up whose ping is not answered for 10
 _MEMBERS: Final = 1000  # named in one answer
+_CROWD_AGE: Final = 2.0  # seconds; of topics that have more
+_CROWDS: Final = 100  # of them that are remembered
+_FIELDS: Final = 64  # bytes, about, of each in an answer besides what it is about
 
 
 class _Joining:
@@ -89,6 +92,11 @@ async def _subscribe(handler: BusHandler, ws: WebSocket, command: Subscribe) -> 
         raise Refused("already-subscribed", "you are subscribed to this topic already")
     if len(bus.hub.topics(ws)) >= handler.max_topics:
         raise Refused("too-many-topics", f"a connection has at most {handler.max_topics} topics")
+    member: tuple[str, bytes] | None = None
+    if handler.rules.of(topic).presence and not is_pattern(topic):
+        # Now: if this fails there is no subscription, as the client is told.
+        name, info = handler.member(ws.data.user, ws.data)
+        member = name, b"" if info is None else encode_data(info)
     joining = _Joining(handler, ws, known, topic)
     position = None if since is None else Position(*since)
     try:
@@ -103,12 +111,14 @@ async def _subscribe(handler: BusHandler, ws: WebSocket, command: Subscribe) -> 
         return
     if not joining.begun:  # `unsubscribe_user` was faster
         raise Refused("forbidden", "you may not have this topic")
-    if handler.rules.of(topic).presence and not is_pattern(topic) and bus.has(ws, topic):
-        name, info = handler.member(ws.data.user, ws.data)
+    if member is not None and bus.has(ws, topic):
         try:
-            await bus.enter(ws, topic, name, b"" if info is None else encode_data(info))
+            await bus.enter(ws, topic, *member)
         except BrokerError as error:  # noted when the broker is back
             log.debug("%r: presence on %s: %s", ws, topic, error)
+        except Exception:
+            bus.unsubscribe(ws, topic)  # the client will be told an error: then it has no subscription
+            raise
 
 
 async def _unsubscribe(handler: BusHandler, ws: WebSocket, command: Unsubscribe) -> None:
@@ -122,16 +132,20 @@ async def _publish(handler: BusHandler, ws: WebSocket, command: Publish) -> None
     _check(topic)
     if len(data) > handler.max_message:
         raise too_large(handler.max_message)
-    if not await handler.may_publish(ws.data.user, topic, data):
-        raise Refused("forbidden", "you may not publish on this topic")
     if key:  # nobody can keep others from publishing by guessing their keys
         user = handler.user_id(ws.data.user) or ""
         key = f"client:{len(user)}:{user}:{key}"
+    allowed = False
     try:
-        # A broker may have been told to wait for its engine; this client has more to say.
+        # A broker may have been told to wait for its engine, and a hook may hang; this client has more to say.
         with trio.fail_after(PATIENCE):
+            allowed = await handler.may_publish(ws.data.user, topic, data)
+            if not allowed:
+                raise Refused("forbidden", "you may not publish on this topic")
             position = await handler.bus.publish(topic, data, key=key, tag=tag, exclude=None if echo else ws)
-    except (BrokerError, trio.TooSlowError) as error:
+    except trio.TooSlowError as error:
+        raise (_refusal(ws, error) if allowed else _stuck(ws, "may_publish")) from error
+    except BrokerError as error:
         raise _refusal(ws, error) from error
     await send(ws, encode_published(known, _counted(position)))
 
@@ -141,18 +155,37 @@ async def _presence(handler: BusHandler, ws: WebSocket, command: Presence) -> No
     await _authorise(handler, ws, topic)
     if not handler.rules.of(topic).presence:
         raise Refused("no-presence", "nobody notes who is on this topic")
-    try:
-        members = await handler.bus.members(topic)
-    except BrokerError as error:
-        raise _refusal(ws, error) from error
+    crowd = handler.crowds.get(topic)
+    if crowd is None or crowd.until <= trio.current_time():
+        try:
+            crowd = _crowd(await handler.bus.members(topic), topic, handler.max_reply)
+        except BrokerError as error:
+            raise _refusal(ws, error) from error
+        handler.crowds.pop(topic, None)
+        if crowd.size > _MEMBERS:  # whoever asks without pause is not to keep the broker busy counting
+            while len(handler.crowds) >= _CROWDS:
+                del handler.crowds[next(iter(handler.crowds))]
+            handler.crowds[topic] = crowd
+    await send(ws, encode_presence(known, topic, crowd.shown, crowd.size))
+
+
+class Crowd(NamedTuple):
+    """Who is on a topic: so many in all, some of them by name. So it was a moment ago; `until` then it will do."""
+
+    size: int
+    shown: list[tuple[str, str]]
+    until: float
+
+
+def _crowd(members: dict[str, bytes], topic: str, limit: int) -> Crowd:
     shown: list[tuple[str, str]] = []
     size = 0
     for member, info in members.items():
-        size += len(member) + len(info)
-        if len(shown) == _MEMBERS or size > handler.max_reply:
+        size += len(member) + len(info) + _FIELDS
+        if len(shown) == _MEMBERS or size > limit:
             break
         shown.append((member, as_json(info, topic)))
-    await send(ws, encode_presence(known, topic, shown, len(members)))
+    return Crowd(len(members), shown, trio.current_time() + _CROWD_AGE)
 
 
 async def _history(handler: BusHandler, ws: WebSocket, command: History) -> None:
@@ -174,7 +207,7 @@ async def _history(handler: BusHandler, ws: WebSocket, command: History) -> None
 def _that_fit(publications: list[Publication], size: int, *, newest: bool) -> list[Publication]:
     """As many as have no more than `size` bytes, but at least one: the newest, or the oldest."""
     for count, each in enumerate(reversed(publications) if newest else publications):
-        size -= len(each.data)
+        size -= len(each.data) + len(each.tag) + _FIELDS
         if size < 0 and count:
             return publications[-count:] if newest else publications[:count]
     return publications
@@ -182,8 +215,19 @@ def _that_fit(publications: list[Publication], size: int, *, newest: bool) -> li
 
 async def _authorise(handler: BusHandler, ws: WebSocket, topic: str, *, pattern: bool = False) -> None:
     _check(topic, pattern=pattern)
-    if not await handler.may_subscribe(ws.data.user, topic):
+    try:
+        with trio.fail_after(PATIENCE):
+            allowed = await handler.may_subscribe(ws.data.user, topic)
+    except trio.TooSlowError as error:
+        raise _stuck(ws, "may_subscribe") from error
+    if not allowed:
         raise Refused("forbidden", "you may not have this topic")
+
+
+def _stuck(ws: WebSocket, hook: str) -> Refused:
+    """A hook that hangs would keep the connection of a client for ever that has long given it up."""
+    ws.engine.complain(ws, "%s took too long", hook, level=logging.WARNING)
+    return Refused("unavailable", "the server cannot answer this now")
 
 
 def _check(topic: str, *, pattern: bool = False) -> None:

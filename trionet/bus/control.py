@@ -51,8 +51,10 @@ class ControlledBus(Bus[WebSocket, PreparedMessage]):
         await self.broker.publish(CONTROL, encode_data({"do": order, **arguments}))
 
     def deliver(self, publication: Publication) -> None:
-        if publication.topic != CONTROL:
+        if not publication.topic.startswith(RESERVED):
             super().deliver(publication)
+            return
+        if publication.topic != CONTROL:  # somebody has the pattern *
             return
         try:
             arguments = json.loads(publication.data)

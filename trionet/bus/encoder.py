@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from typing import Any, Final
 
 from trionet.net.limited import LimitedLog
 from trionet.protocols.channel import PreparedMessage
@@ -53,11 +55,22 @@ def as_message(publication: Publication, *, replay: bool = False) -> str:
 def as_json(data: bytes, topic: str) -> str:
     """`data` as text to be copied into a message: JSON, as its publisher promises; nothing is null.
 
-    One who publishes bytes of another kind must not cost the subscribers their connections, which is what text that is
-    no UTF-8 would do (RFC 6455, 8.1): they get null instead.
+    Other programs publish, too, and one that publishes something else must not cost the subscribers their connections,
+    nor have them ask for ever for a message they cannot read: they get null instead.
     """
+    if not data:
+        return "null"
     try:
-        return data.decode() or "null"
-    except UnicodeDecodeError:
+        text = data.decode()
+        _decode(text)
+    except (ValueError, RecursionError):
         _limited.log(log, logging.ERROR, "%s: what was published is not JSON in UTF-8; sent as null", topic)
         return "null"
+    return text
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(name)  # NaN and Infinity, which Python's own encoder writes
+
+
+_decode: Final = json.JSONDecoder(parse_constant=_no_json).decode

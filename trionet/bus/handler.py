@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from trionet.bus.commands import ACTIONS
+from trionet.bus.commands import ACTIONS, Crowd
 from trionet.bus.control import ControlledBus
 from trionet.bus.encoder import MessageEncoder
 from trionet.bus.sending import send
@@ -71,7 +71,7 @@ class BusHandler(WebSocketHandler):
         max_topics: int = 128,
         max_message: int = 65536,
         heartbeat: float = 25.0,
-        max_reply: int = 2**18,
+        max_reply: int = 2**17,
         **options: Any,
     ) -> None:
         if isinstance(broker, Broker):
@@ -93,6 +93,7 @@ class BusHandler(WebSocketHandler):
         )
         self.bus.orders = self
         self.users = Users()
+        self.crowds: dict[str, Crowd] = {}
         self.refusals: Counter[str] = Counter()
         self._running = False
         self._sessions = 0
@@ -281,12 +282,17 @@ def bus_protocol(handler: BusHandler, *, http: Any = None, **options: Any) -> We
     Its defaults differ in what is of use to a bus: a client that reads slowly is closed with 1013 when 256 KiB are
     queued for it, comes back, and catches up from the history; more messages in a second than twice `max_topics`, and
     more than 16 of the largest, wait. Where a rule says `conflate`, what is queued is conflated first.
+    Raises `ConfigurationError` for other policies: whom they leave out of the last message is never told.
     """
+    if options.get("slow_consumer", SlowConsumer.CLOSE) not in (SlowConsumer.CLOSE, SlowConsumer.CONFLATE):
+        raise ConfigurationError("slow_consumer: a bus has CLOSE, or CONFLATE; clients come back from these")
     conflates = any(options.conflate for _, options in handler.rules)
     settings: dict[str, Any] = {
         "subprotocols": (SUBPROTOCOL,),
+        "headers": ("cookie", "authorization"),  # what `authenticate` goes by
         "slow_consumer": SlowConsumer.CONFLATE if conflates else SlowConsumer.CLOSE,
-        "high_water": 2**18,
+        # An answer that is being read slowly leaves room for what is published meanwhile.
+        "high_water": max(2**18, 2 * handler.max_reply),
         "max_message": 2 * handler.max_message,
         # A client subscribes to all its topics at once when it comes back.
         "max_messages_per_second": 2 * handler.max_topics,
@@ -295,5 +301,5 @@ def bus_protocol(handler: BusHandler, *, http: Any = None, **options: Any) -> We
         "ping_interval": handler.heartbeat + 10.0,
     }
     protocol = WebSocketProtocol(handler, http=http, **{**settings, **options})
-    protocol.close_untagged = True  # left out, it would not know
+    protocol.close_behind = True  # left out, it would not know
     return protocol

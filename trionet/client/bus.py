@@ -128,7 +128,7 @@ class BusClient:
         messages = [
             BusMessage.read(topic, each, Position(top.epoch, each["offset"])) for each in answer["messages"]
         ]
-        return BusHistory(messages, top, answer["complete"])
+        return BusHistory(messages, messages[-1].position or top if messages else top, answer["complete"])
 
     async def _request(self, kind: str, topic: str, **fields: Any) -> dict[str, Any]:
         if self.error is not None:
@@ -275,7 +275,8 @@ class BusClient:
         kind, topic = message["type"], message["topic"]
         exact = self._subscriptions.get(topic)
         if kind == "unsubscribed":
-            if exact is not None and "code" in message:  # without one it was us
+            # Without a code it was us; another one than the present subscription has ended before that began.
+            if exact is not None and "code" in message and exact.following.state is State.LIVE:
                 self._refused(exact, _error(message))
             return
         if exact is not None:

@@ -120,7 +120,7 @@ class BusLink:
             pass
         except* trio.TooSlowError:
             log.warning("%s: no welcome within %g s", self.shown, WELCOME_TIMEOUT)
-        except* (KeyError, TypeError, ValueError) as group:
+        except* (AttributeError, KeyError, TypeError, ValueError) as group:
             log.error("%s does not speak the protocol of the bus: %r", self.shown, _first(group))  # noqa: TRY400
             ws.close_nowait(CloseCode.PROTOCOL_ERROR)
         finally:

@@ -16,7 +16,7 @@ __all__ = ["BusHistory", "BusMembers", "Request"]
 
 @attrs.frozen
 class BusHistory:
-    """What a topic's history has, the oldest first. `position`: behind the newest that was ever published.
+    """What a topic's history has, the oldest first. `position`: behind the last of these, to go on with as `since`.
 
     `complete`: nothing is missing between what was asked for and the first of these.
     """

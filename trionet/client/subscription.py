@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 import trio
 
-from trionet.client.following import BusSubscribed, Following, State, Verdict, place
+from trionet.client.following import BusSubscribed, Following, State, Verdict
 from trionet.errors import BusError
 from trionet.pubsub.publication import Position
 
@@ -216,7 +216,7 @@ class BusSubscription:
         elif kind == "reset":
             if self.following.reset(message):
                 self._broken = True
-                self._put(BusReset(message["topic"], place(message)))
+                self._put(BusReset(message["topic"], self.following.position))
         elif self.following.state is State.LIVE:
             self._put(BusPresence(message["topic"], kind, message["member"], message.get("info")), size)
 
@@ -238,6 +238,8 @@ class BusSubscription:
         self._held.append((event, size))
         self._size += size
         self._readers.unpark()
+        if not size:  # nothing that was published: the server has little to say by itself
+            return
         if (len(self._held) >= self._buffer or self._size >= MAX_HELD) and not self.paused:
             self.paused = True
             self._bus._give_back(self)

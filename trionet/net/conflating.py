@@ -124,10 +124,11 @@ class ConflatingOutbox(Outbox):
                     del self._tags[frame.tag]
             self._gone += 1
 
-    def make_room(self, frame: TaggedFrame, limit: int) -> tuple[bool, int]:
+    def make_room(self, frame: TaggedFrame, limit: int, *, drop: bool = True) -> tuple[bool, int]:
         """Drop frames with other tags, the least recently queued first, until there is room for `frame`.
 
-        Returns whether there is, and how many were dropped. Frames without a tag, and those whose turn it is, stay.
+        `drop` False: only where there is room without that. Returns whether there is, and how many were dropped. Frames
+        without a tag, and those whose turn it is, stay.
         """
         known = self._tags.get(frame.tag)
         size = self.size + len(frame)
@@ -137,7 +138,7 @@ class ConflatingOutbox(Outbox):
             if own:
                 size -= len(self._waiting[known[0]]) + FRAME_COST + TAG_COST
         dropped = 0
-        while size > limit and len(self._tags) > (known is not None):
+        while drop and size > limit and len(self._tags) > (known is not None):
             _, (serial, _) = self._tags.popitem(last=False)
             before = self.size
             self._forget(self._waiting.pop(serial))

@@ -115,9 +115,9 @@ class WebSocketProtocol(Protocol):
     scheme = "ws"
     name = "websocket"
 
-    #: With `SlowConsumer.CONFLATE`: whether a peer that is behind is closed (1013) where it would be left out of a
-    #: message without a tag; for those who come back and catch up.
-    close_untagged = False
+    #: With `SlowConsumer.CONFLATE`: whether a peer is closed (1013) where it would miss a message for good: one without
+    #: a tag, or the newest of a tag. For those who come back and catch up.
+    close_behind = False
 
     #: Set by an adapter that answers accepted requests itself: called with the connection (in state OPENING, what
     #: follows the head in its ``_input``), the request, its head as it came, and what `on_upgrade` returned.

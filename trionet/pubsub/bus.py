@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -46,7 +45,6 @@ M_co = TypeVar("M_co", covariant=True)
 _GOODBYE: Final = 1.0  # seconds that the end may take, to tell the broker who was here
 _PAGE: Final = 100  # publications in hand for one that catches up: thousands may come back at once
 _FRUITLESS: Final = 100  # empty pages after which the engine is taken to be at fault
-_EXCLUDED: Final = 10_000  # publications on their way that leave somebody out
 
 
 class Encoder(Protocol[M_co]):
@@ -134,10 +132,11 @@ class Bus(Generic[S, M]):
         self.attendance = Attendance(broker, self.node, linger)
         self.published = self.publish_failures = self.received = 0
         self.recoveries = self.recovered = self.lost = self.interruptions = 0
+        self._serial = 0
         self._places: dict[str, _Place[S]] = {}
         self._pending: dict[S, set[str]] = {}  # subscriber → topics where it is joining, or ahead
-        self._excluded: OrderedDict[str, S] = OrderedDict()
-        self._serial = 0
+        self._origins: dict[S, str] = {}  # of subscribers that want to be left out of what they publish
+        self._excluded: dict[str, S] = {}  # the other way round
         self._limited = LimitedLog()
 
     @asynccontextmanager
@@ -174,15 +173,14 @@ class Bus(Generic[S, M]):
         """
         origin = ""
         if exclude is not None and (exclude in self._pending or self.hub.topics(exclude)):
-            self._serial += 1
-            origin = f"{self.node}.{self._serial}"
-            while len(self._excluded) >= _EXCLUDED:
-                self._excluded.popitem(last=False)
-            self._excluded[origin] = exclude
+            origin = self._origins.get(exclude, "")
+            if not origin:
+                self._serial += 1
+                origin = self._origins[exclude] = f"{self.node}.{self._serial}"
+                self._excluded[origin] = exclude
         try:
             position = await self.broker.publish(topic, data, key=key, tag=tag, origin=origin)
         except BrokerError:
-            self._excluded.pop(origin, None)
             self.publish_failures += 1
             raise
         self.published += 1
@@ -203,8 +201,8 @@ class Bus(Generic[S, M]):
 
         `begin` is awaited before anything is sent (and again, not recovered, if more was published than is kept while a
         slow peer was sent the rest), `replay` with each page of what was missed; both may wait. When this returns, all
-        that follows comes by the hub. `unsubscribe` and `forget` end it, also
-        while it is under way (then it returns quietly).
+        that follows comes by the hub. `unsubscribe` and `forget` end it, also while it is under way (then it returns
+        quietly).
 
         Raises `TopicError` (no name of a topic, too many, subscribed to already), `BrokerDown`, `BrokerError`, and
         what `begin` and `replay` raise; then there is no subscription.
@@ -254,6 +252,7 @@ class Bus(Generic[S, M]):
     def forget(self, subscriber: S) -> Collection[str]:
         """It has gone: end its subscriptions, and its presence after a while. Returns the topics it had."""
         self.attendance.forget(subscriber)
+        self._excluded.pop(self._origins.pop(subscriber, ""), None)
         pending = tuple(self._pending.get(subscriber, ()))
         for topic in pending:
             self.unsubscribe(subscriber, topic)
@@ -403,7 +402,7 @@ class Bus(Generic[S, M]):
             self._catch_up(topic, place, Position(publication.epoch, publication.previous))
         if publication.at:
             self.delays.record(max(0, int((wall_clock() - publication.at) * 1e6)))
-        exclude = self._excluded.pop(publication.origin, None) if publication.origin else None
+        exclude = self._excluded.get(publication.origin) if publication.origin else None
         if self.hub.wanted(topic):
             self.hub.publish(topic, self.encoder.publication(publication), exclude=exclude)
         if place is not None and place.ahead:

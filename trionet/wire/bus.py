@@ -4,7 +4,7 @@ Pure. Every message is a JSON object in a text message; `parse` makes a command 
 Fields that nobody knows are left alone, so that later versions may add some.
 
 What is published is any JSON value. It is read once, when it comes from a publisher, and written anew without spaces;
-from there on it is text that is copied into messages and never looked at again.
+from there on it is text that is copied into messages (looked at once more by each process, for others publish, too).
 """
 
 from __future__ import annotations

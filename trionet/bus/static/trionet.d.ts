@@ -1,4 +1,4 @@
-/** Types of trionet.js: topics of a trionet bus in a page. What it does is told at its head. */
+/** Types of trionet.js, topics of a trionet bus in a page, and what each thing means. */
 
 /** A place in a topic: behind the message with this offset. Offsets of different epochs cannot be compared. */
 export interface Position {
@@ -19,6 +19,10 @@ export interface BusOptions {
   open?: (url: string) => WebSocket | Promise<WebSocket>;
 }
 
+/**
+ * connecting: a socket is being opened. open: the server has said welcome. waiting: the connection was lost, and another
+ * is tried after a delay. closed: by `close`, or the server does not want us back; the code says why.
+ */
 export type BusState = "connecting" | "open" | "waiting" | "closed";
 
 /** Detail of the `state` event. */
@@ -103,7 +107,7 @@ export interface HistoryMessage<T = unknown> {
   tag?: string;
 }
 
-/** A piece of a topic's history, the oldest first. As `since` it lets a subscription go on behind it. */
+/** A piece of a topic's history, the oldest first. As `since` it lets a subscription, or the next piece, go on behind it. */
 export interface HistoryPage<T = unknown> extends Position {
   /** Nothing is missing between the position that was asked for and the first of the messages. */
   complete: boolean;

@@ -2,30 +2,13 @@
 //
 //   import {Bus} from "/trionet.js";
 //   const bus = new Bus("/bus");                             // relative to the page; https becomes wss
-//   bus.addEventListener("state", ({detail}) => show(detail.state));
-//   const inbox = bus.subscribe("mail:7", {
-//     since: null,                                           // a position kept from earlier, to get what came since
-//     onmessage(data, {topic, offset, at, tag, replay}) {},  // at: a Date; replay: it was missed, and comes late
-//     onsubscribed({recovered, again, conflated}) {},        // now live; again: after the connection was lost
-//     onreset() {},                                          // messages may be missing: load the state anew
-//     onjoin({member, info}) {}, onleave({member, info}) {}, onerror(error) {},
-//   });
-//   await inbox.ready; inbox.position; inbox.unsubscribe();
-//   await bus.publish("room:1", {any: "JSON"}, {key, tag, echo: false, timeout: 5000});   // → position
-//   await bus.presence("room:1");                            // → {count, members: [{member, info}]}
-//   await bus.history("mail:7", {limit: 50, since});         // → {epoch, offset, complete, messages}
-//   bus.connect(); bus.close();                              // try now, or again after the server said no; the end
+//   bus.addEventListener("state", ({detail}) => show(detail.state));     // connecting, open, waiting, closed
+//   const inbox = bus.subscribe("mail:7", {since: null, onmessage(data, {offset, at}) {}, onreset() {}});
+//   await bus.publish("room:1", {any: "JSON"});              // → position, when it is published
 //
-// bus.state, and the `state` event's detail {state, code, reason, delay, willRetry}:
-//   connecting   a socket is being opened
-//   open         the server has said welcome: see bus.user, bus.session, bus.limits
-//   waiting      lost with `code`; tried again in `delay` ms (none while the page is in the back/forward cache)
-//   closed       by close(), or the server does not want us back: `code` says why
-//
-// Every message comes once and in order, from the first `subscribed` (or `since`) on, however often the connection is
-// lost; where that cannot be kept, onreset says so. publish, presence and history wait for a connection, `timeout` at
-// most, and are asked again on the next one if theirs is lost: by its key a publication is published once. They
-// reject with a BusError: `code`, `retry` (whether the same may work later), `key` (to publish the same again).
+// Everything there is, with its meaning, is in trionet.d.ts. Every message comes once and in order, from the first
+// `subscribed` (or `since`) on, however often the connection is lost; where that cannot be kept, onreset says so.
+// Requests wait for a connection, and are asked again on the next one if theirs is lost.
 
 const STABLE = 5_000;           // ms: what lived so long was a success, and the distances grow anew
 const OPENING = 15_000;         // a connection that takes longer to be made is given up
@@ -102,7 +85,8 @@ export class Bus extends EventTarget {
   async history(topic, {since, limit, timeout} = {}) {
     const {epoch, offset, complete, messages} = await this.#request(
       {type: "history", topic, since: place(since), limit}, timeout);
-    return {epoch, offset, complete, messages: messages.map(message => ({...message, at: new Date(message.at)}))};
+    const last = messages.at(-1)?.offset ?? offset;     // there may be more behind it
+    return {epoch, offset: last, complete, messages: messages.map(each => ({...each, at: new Date(each.at)}))};
   }
 
   // --- requests: kept until they are answered, and sent again on each new connection -----------------------------
@@ -112,11 +96,10 @@ export class Bus extends EventTarget {
       if (this.#state === "closed") throw new BusError("closed", "the bus is closed", false, message.key);
       if (this.#requests.size >= this.#options.queue) throw new BusError("queue-full", "too many requests wait", true);
       const id = ++this.#serial, {topic, key} = message, text = JSON.stringify({id, ...message});
-      const fail = error => { clearTimeout(timer); this.#requests.delete(id); reject(error); };
-      const late = () => fail(new BusError("timeout", `no answer within ${timeout} ms`, true, key));
+      const late = () => request.fail(new BusError("timeout", `no answer within ${timeout} ms`, true, key));
       const timer = setTimeout(late, Math.min(timeout, 2 ** 31 - 1));
-      const done = answer => { clearTimeout(timer); this.#requests.delete(id); resolve(answer); };
-      const request = {text, topic, key, done, fail, silent: message.echo === false};
+      const then = settle => value => { clearTimeout(timer); this.#requests.delete(id); settle(value); };
+      const request = {text, topic, key, silent: message.echo === false, done: then(resolve), fail: then(reject)};
       this.#requests.set(id, request);
       if (this.#state === "open") this.#transmit(request);
     });
@@ -299,14 +282,14 @@ class Subscription {
   /** The server has refused it, or ended it. */
   refused(error) {
     this.#live = false;
-    if (error.retry) this.#beginAfter(this.#bus.delay(this.#again()));
+    if (error.retry) this.#beginAgain();
     else this.end(error);
     this.#call("onerror", error);
   }
 
   /** We published this with echo: false, so it is no gap. */
   skip({epoch, offset}) {
-    if (this.position?.epoch !== epoch || offset <= this.position.offset) return;
+    if (offset === undefined || this.position?.epoch !== epoch || offset <= this.position.offset) return;
     this.#own.add(offset);
     if (this.#live) this.#advance(this.position.offset);        // else what we have asked for begins before it
   }
@@ -315,7 +298,7 @@ class Subscription {
     if (this.#ended) return;
     if (message.type === "subscribed") { if (message.id === this.id) this.#subscribed(message); return; }
     if (message.type === "unsubscribed") {
-      if (message.code) this.refused(new BusError(message.code, message.text, message.retry));
+      if (message.code && this.#live) this.refused(new BusError(message.code, message.text, message.retry));
       return;
     }
     if (!this.#live) return;            // of an earlier subscription to the same topic
@@ -362,16 +345,13 @@ class Subscription {
   #recover() {
     this.#bus.ask({type: "unsubscribe", topic: this.#topic});
     this.#live = false;
-    const tries = this.#again();
-    this.#beginAfter(tries ? this.#bus.delay(tries) : 0);
+    this.#beginAgain(true);
   }
 
-  #again() {
+  #beginAgain(atOnce = false) {
     if (now() - this.#askedAt > STABLE) this.#tries = 0;
-    return this.#tries++;
-  }
-
-  #beginAfter(delay) {
+    const delay = atOnce && !this.#tries ? 0 : this.#bus.delay(this.#tries);
+    this.#tries += 1;
     clearTimeout(this.#timer);
     if (delay) this.#timer = setTimeout(() => this.begin(), delay);
     else this.begin();
