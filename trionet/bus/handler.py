@@ -240,15 +240,15 @@ class BusHandler(WebSocketHandler):
             known = command.id  # type: ignore[union-attr]
             await ACTIONS[command.__class__](self, ws, command)
         except Refused as refused:
-            await self.refuse(ws, refused, known)
+            await self._refuse(ws, refused, known)
         except TopicError as error:  # an engine may have rules of its own
-            await self.refuse(ws, Refused("bad-topic", str(error)), known)
+            await self._refuse(ws, Refused("bad-topic", str(error)), known)
         except Exception as error:
             if ws.closed is not None and nothing_but(ConnectionClosed, error):
                 raise
             ws.protocol.handler_failures += 1
             ws.engine.complain(ws, "a request failed", error=error)
-            await self.refuse(ws, Refused("internal", "the server failed"), known)
+            await self._refuse(ws, Refused("internal", "the server failed"), known)
 
     async def on_close(self, ws: WebSocket, closed: ConnectionClosed) -> None:  # noqa: ARG002
         """It is gone; it may be back soon."""
@@ -261,7 +261,7 @@ class BusHandler(WebSocketHandler):
 
     # ---------------------------------------------------------------- inside
 
-    async def refuse(self, ws: WebSocket, refused: Refused, known: int | str | None) -> None:
+    async def _refuse(self, ws: WebSocket, refused: Refused, known: int | str | None) -> None:
         """Send an error."""
         if refused.id is None:
             refused.id = known

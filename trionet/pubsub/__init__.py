@@ -4,7 +4,7 @@
     hub          topic → subscribers in this process; one publication fans out to all of them
     history      what was published, by offset; `store` holds the histories, keys and members of all topics
     broker       the interface of an engine that processes share; `brokers/` has memory, local, redis, nats
-    bus          joins hub and broker: reference counts, recovery, presence
+    bus          joins hub and broker: reference counts, presence; `joining`: from history to live
 
 Nothing here knows WebSockets: a hub is given the function that sends one message to many.
 """

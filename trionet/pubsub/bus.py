@@ -3,9 +3,8 @@
 A topic is *attached*, subscribed to at the broker, while this process has subscribers of it, or some that are joining:
 once, however many they are.
 
-    joining    what `since` missed is fetched and sent, page by page, until the last page ends where this process
-               stands (`Broker.position`); then the subscriber enters the hub, in the same step. Nothing is buffered:
-               what comes meanwhile is in the history
+    joining    what `since` missed is fetched and sent, page by page (`joining.catch_up`), until that ends where this
+               process stands; then the subscriber enters the hub, in the same step
     ahead      history may be newer than what was delivered here: until that has caught up, the subscriber stands
                beside the hub, and what it has is not sent again
     joined     it is in the hub
@@ -31,7 +30,8 @@ from trionet.net.limited import LimitedLog
 from trionet.pubsub.attendance import Attendance
 from trionet.pubsub.broker import PAGE, Broker, wall_clock
 from trionet.pubsub.hub import Hub
-from trionet.pubsub.publication import NOWHERE, HistoryPage, Position, Publication
+from trionet.pubsub.joining import Joined, Place, Recoveries, catch_up
+from trionet.pubsub.publication import HistoryPage, Position, Publication
 from trionet.pubsub.topics import check_topic
 
 __all__ = ["Bus", "BusStatistics", "Encoder", "Joined", "open_bus"]
@@ -43,8 +43,6 @@ M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
 
 _GOODBYE: Final = 1.0  # seconds that the end may take, to tell the broker who was here
-_PAGE: Final = 100  # publications in hand for one that catches up: thousands may come back at once
-_FRUITLESS: Final = 100  # empty pages after which the engine is taken to be at fault
 
 
 class Encoder(Protocol[M_co]):
@@ -61,18 +59,6 @@ class Encoder(Protocol[M_co]):
 
 
 @attrs.frozen
-class Joined:
-    """How a subscription begins: behind `position`. `recovered`: nothing is missing since the position asked for.
-
-    None: no position was asked for. False: what came before `position` may be missing.
-    """
-
-    topic: str
-    position: Position
-    recovered: bool | None
-
-
-@attrs.frozen
 class BusStatistics:
     """Numbers of a `Bus`; all but `attached` and `joining` only go up."""
 
@@ -85,28 +71,6 @@ class BusStatistics:
     recovered: int  # publications they had missed and got
     lost: int  # subscribers that came back and were told that some are missing
     interrupted: int  # topics of which the broker has lost the thread
-
-
-class _Attempt:
-    """One try to subscribe at the broker, that others wait for."""
-
-    __slots__ = ("done", "error")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.error: BrokerError | None = None
-
-
-class _Place(Generic[S]):
-    """A topic on its way: attached by the first who wants it, while others wait."""
-
-    __slots__ = ("ahead", "attached", "attempt", "joining")
-
-    def __init__(self) -> None:
-        self.joining: dict[S, bool] = {}  # False: it has left meanwhile
-        self.attached = False  # by one of these, so that the last of them has to end it if the hub has nobody
-        self.attempt: _Attempt | None = None
-        self.ahead: dict[S, Position] = {}  # who has more than was delivered here: up to this
 
 
 class Bus(Generic[S, M]):
@@ -131,9 +95,10 @@ class Bus(Generic[S, M]):
         self.delays = Histogram()  # microseconds from a publisher's broker to the fan-out here
         self.attendance = Attendance(broker, self.node, linger)
         self.published = self.publish_failures = self.received = 0
-        self.recoveries = self.recovered = self.lost = self.interruptions = 0
+        self.interruptions = 0
+        self.recoveries = Recoveries()
         self._serial = 0
-        self._places: dict[str, _Place[S]] = {}
+        self._places: dict[str, Place[S]] = {}
         self._pending: dict[S, set[str]] = {}  # subscriber → topics where it is joining, or ahead
         self._origins: dict[S, str] = {}  # of subscribers that want to be left out of what they publish
         self._excluded: dict[str, S] = {}  # the other way round
@@ -215,12 +180,25 @@ class Bus(Generic[S, M]):
         if len(self.hub.topics(subscriber)) + len(pending) >= self.hub.max_topics:
             raise TopicError(f"more than {self.hub.max_topics} topics of one subscriber")
         if place is None:
-            place = self._places[topic] = _Place()
+            place = self._places[topic] = Place()
         place.joining[subscriber] = True
         self._pending.setdefault(subscriber, set()).add(topic)
         try:
-            await self._attach(topic, place)
-            await self._join(subscriber, topic, since, place, begin, replay)
+            await place.attach(self.broker, topic, lambda: topic in self.hub)
+            last = await catch_up(
+                self.broker,
+                topic,
+                since,
+                lambda: not place.joining[subscriber],
+                self.recoveries,
+                begin,
+                replay,
+            )
+            if last is not None:
+                if last == self.broker.position(topic):
+                    self.hub.subscribe(subscriber, topic)
+                else:
+                    place.ahead[subscriber] = last
         finally:
             del place.joining[subscriber]
             if subscriber not in place.ahead:
@@ -278,95 +256,6 @@ class Bus(Generic[S, M]):
         check_topic(topic)
         return await self.broker.history(topic, since, limit)
 
-    async def _attach(self, topic: str, place: _Place[S]) -> None:
-        """Have the broker deliver `topic`; several at once do it once, and share its failure."""
-        while topic not in self.hub and not place.attached:
-            attempt = place.attempt
-            if attempt is not None:
-                await attempt.done.wait()
-                if attempt.error is not None:
-                    raise type(attempt.error)(str(attempt.error)) from attempt.error
-                continue  # it is attached; or who tried was cancelled, so it is our turn
-            attempt = place.attempt = _Attempt()
-            try:
-                await self.broker.subscribe([topic])
-                place.attached = True
-            except BrokerError as error:
-                attempt.error = error
-                raise
-            finally:
-                place.attempt = None
-                attempt.done.set()
-                if not place.attached:
-                    self.broker.unsubscribe([topic])  # cancelled, it may have been done
-
-    async def _join(
-        self,
-        subscriber: S,
-        topic: str,
-        since: Position | None,
-        place: _Place[S],
-        begin: Callable[[Joined], Awaitable[object]],
-        replay: Callable[[list[Publication]], Awaitable[object]],
-    ) -> None:
-        position = self.broker.position(topic)
-        page: HistoryPage | None = None
-        recovered: bool | None = None
-        if since is not None:
-            recovered = since == position and position != NOWHERE
-            if not recovered and position != NOWHERE:
-                page = await self.broker.history(topic, since, _PAGE)
-                position = self.broker.position(topic)
-                # The history may have gone on far beyond what was delivered here, which `since` may be ahead of.
-                recovered = page.complete or (
-                    since.epoch == position.epoch == page.top.epoch
-                    and position.offset <= since.offset <= page.top.offset
-                )
-            start = since if recovered else position
-            if not recovered:
-                page = None
-                self.lost += 1
-        else:
-            start = position
-        if not place.joining[subscriber]:
-            return
-        await begin(Joined(topic, start, recovered))
-        last = start
-        level = False  # whether the engine has nothing behind `last`
-        fruitless = 0
-        while fruitless < _FRUITLESS:
-            if not place.joining[subscriber]:
-                return
-            position = self.broker.position(topic)
-            if last.epoch == position.epoch and last.offset >= position.offset:
-                break  # it has what was delivered here, or more (of a topic without history: nothing to have)
-            if level and last.epoch != position.epoch:
-                break  # what was delivered here is of an epoch that has ended, as `interrupted` will say
-            if page is None:
-                page = await self.broker.history(topic, last, _PAGE)
-                if not place.joining[subscriber]:
-                    return
-            if not page.complete:  # more was published than is kept, while it was sent the rest
-                last = self.broker.position(topic)
-                recovered = False
-                self.lost += 1
-                await begin(Joined(topic, last, recovered))
-            elif page.publications:
-                last = page.publications[-1].position
-                self.recovered += len(page.publications)
-                await replay(page.publications)
-            level = page.complete and not page.publications
-            fruitless += level
-            page = None
-        else:
-            raise BrokerError(f"{topic!r:.80}: the broker has not what it says it has delivered")
-        if recovered:
-            self.recoveries += 1
-        if last == position:
-            self.hub.subscribe(subscriber, topic)
-        else:
-            place.ahead[subscriber] = last
-
     def _settled(self, subscriber: S, topic: str) -> None:
         """It is neither joining nor ahead any more."""
         pending = self._pending[subscriber]
@@ -374,7 +263,7 @@ class Bus(Generic[S, M]):
         if not pending:
             del self._pending[subscriber]
 
-    def _tidy(self, topic: str, place: _Place[S]) -> None:
+    def _tidy(self, topic: str, place: Place[S]) -> None:
         """Somebody is not joining any more."""
         if place.joining or place.ahead:
             return
@@ -408,14 +297,14 @@ class Bus(Generic[S, M]):
         if place is not None and place.ahead:
             self._catch_up(topic, place, publication.position)
 
-    def _catch_up(self, topic: str, place: _Place[S], position: Position) -> None:
+    def _catch_up(self, topic: str, place: Place[S], position: Position) -> None:
         """Everything up to `position` was delivered: who had no more than that takes part from here on."""
         for subscriber, last in list(place.ahead.items()):
             if last.epoch == position.epoch and last.offset <= position.offset:
                 self._take_part(subscriber, topic, place)
         self._tidy(topic, place)
 
-    def _take_part(self, subscriber: S, topic: str, place: _Place[S]) -> None:
+    def _take_part(self, subscriber: S, topic: str, place: Place[S]) -> None:
         """Who was ahead goes into the hub."""
         del place.ahead[subscriber]
         self._settled(subscriber, topic)
@@ -455,9 +344,9 @@ class Bus(Generic[S, M]):
             published=self.published,
             publish_failures=self.publish_failures,
             received=self.received,
-            recoveries=self.recoveries,
-            recovered=self.recovered,
-            lost=self.lost,
+            recoveries=self.recoveries.complete,
+            recovered=self.recoveries.publications,
+            lost=self.recoveries.lost,
             interrupted=self.interruptions,
         )
 
