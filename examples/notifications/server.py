@@ -62,7 +62,8 @@ class Notifications(BusHandler):
         if settings.database is None and self.bus.broker.name != "memory":
             raise ConfigurationError(
                 f"with the {self.bus.broker.name} broker the storage is a process of its own: start it by "
-                f"python -m {__package__}.storage, and set NOTIFICATIONS_DATABASE to the same file"
+                f"python -m {__package__}.storage, set NOTIFICATIONS_DATABASE to the same file, and give both the "
+                "same --broker: local:/path, redis:// or nats://"
             )
         self.settings = settings
         self.meter = self.bus.encoder = Meter(self.bus)
@@ -73,7 +74,11 @@ class Notifications(BusHandler):
 
     async def may_subscribe(self, user: str | None, topic: str) -> bool:
         """See the class."""
-        return user is not None and (topic == f"mail:{user}" or (topic == "ops:*" and self.is_operator(user)))
+        return user is not None and topic == f"mail:{user}"
+
+    async def may_subscribe_pattern(self, user: str | None, pattern: str) -> bool:
+        """Operators see the numbers of all parts."""
+        return user is not None and pattern == "ops:*" and self.is_operator(user)
 
     def is_operator(self, user: str) -> bool:
         """Whether `user` may see the numbers."""

@@ -46,6 +46,9 @@ class Handler(BusHandler):
             raise Refused("unavailable", "not now")
         return not topic.startswith("secret")
 
+    async def may_subscribe_pattern(self, user, pattern):
+        return True
+
     async def may_publish(self, user, topic, data):
         return not topic.startswith("secret")
 

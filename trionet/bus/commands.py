@@ -215,11 +215,12 @@ def _that_fit(publications: list[Publication], size: int, *, newest: bool) -> li
 
 async def _authorise(handler: BusHandler, ws: WebSocket, topic: str, *, pattern: bool = False) -> None:
     _check(topic, pattern=pattern)
+    may = handler.may_subscribe_pattern if is_pattern(topic) else handler.may_subscribe
     try:
         with trio.fail_after(PATIENCE):
-            allowed = await handler.may_subscribe(ws.data.user, topic)
+            allowed = await may(ws.data.user, topic)
     except trio.TooSlowError as error:
-        raise _stuck(ws, "may_subscribe") from error
+        raise _stuck(ws, may.__name__) from error
     if not allowed:
         raise Refused("forbidden", "you may not have this topic")
 

@@ -109,11 +109,14 @@ class BusHandler(WebSocketHandler):
         return None
 
     async def may_subscribe(self, user: Any, topic: str) -> bool:  # noqa: ARG002
-        """Whether `user` may hear `topic`, read its history, and see who is there.
+        """Whether `user` may hear `topic`, read its history, and see who is there. Patterns are not asked for here.
 
-        A pattern is asked for as it is: ``news/*`` stands for all that begins so, and is not granted by granting one
-        of them. `Refused` may be raised instead, to say more.
+        `Refused` may be raised instead, to say more.
         """
+        return False
+
+    async def may_subscribe_pattern(self, user: Any, pattern: str) -> bool:  # noqa: ARG002
+        """Whether `user` may hear every topic that `pattern` stands for: ``news/*`` all that begin with ``news/``."""
         return False
 
     async def may_publish(self, user: Any, topic: str, data: bytes) -> bool:  # noqa: ARG002
