@@ -31,7 +31,8 @@ nitpick_ignore_regex = [
         "py:class",
         r"trionet\..*\.(Parked|Waiter|Rare|RequestBody|ProtocolInterface|AcceptGate|Control|Chunk|_\w+)",
     ),
-    ("py:class", r"trionet\..*\.(RawStream|StreamConnection|Codec|Format)"),
+    ("py:class", r"trionet\..*\.(RawStream|StreamConnection|Codec|Format|Receiver|ControlledBus)"),
+    ("py:(class|obj)", r"trionet\..*\.(S|M|M_co)"),  # type variables
 ]
 
 

@@ -19,13 +19,13 @@ import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
 import trionet
 from trionet.errors import BrokerError, ConfigurationError
-from trionet.pubsub.broker import Broker, open_broker
 
 from .mailbox import Full, Mail, Mailbox
 from .samples import sample
@@ -87,9 +87,11 @@ class Storage:
             try:
                 await self._publish(topic, data, key)
             except BrokerError as error:
-                log.log(logging.WARNING if attempt == 0 else logging.DEBUG, "the bus is away: %s", error)
+                log.log(logging.WARNING if attempt == 0 else logging.DEBUG, "mails wait: %s", error)
                 await trio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
             else:
+                if attempt:
+                    log.warning("the bus is back")
                 self.counts["published"] += 1
                 return
 
@@ -160,39 +162,29 @@ def routes(storage: Storage) -> dict[str, trionet.Responder]:
     }
 
 
-class Publisher:
-    """A broker for one who only publishes: it comes back when the engine does, also if it was not there at first."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.broker = broker
-
-    async def publish(self, topic: str, data: bytes, key: str) -> None:
-        """Publish, or raise `BrokerError`."""
-        await self.broker.publish(topic, data, key=key)
-
-    async def run(self) -> None:
-        """Hold the connection."""
-        while True:
-            with suppress(BrokerError):
-                async with self.broker.running(self):
-                    await trio.sleep_forever()
-            await trio.sleep(0.5)
-
-    def deliver(self, *_: object) -> None:
-        """Nothing is subscribed to."""
-
-    interrupted = presence = deliver
-
-    async def wait_room(self) -> None:
-        """There is always room for nothing."""
+async def stay_connected(broker: trionet.Broker) -> None:
+    """Hold the connection to the bus, also to one that is not there at first: mails are taken in meanwhile."""
+    level = logging.WARNING
+    while True:
+        try:
+            async with trionet.open_publisher(broker):
+                await trio.sleep_forever()
+        except BrokerError as error:
+            log.log(level, "there is no bus yet: %s", error)
+        level = logging.DEBUG  # once is enough
+        await trio.sleep(0.5)
 
 
-async def serve(database: str, broker: str, rate: float) -> None:
+async def serve(database: str, url: str, rate: float) -> None:
     """Run until SIGTERM or Ctrl-C."""
-    publisher = Publisher(open_broker(broker, rules=RULES))
+    broker = trionet.open_broker(url, rules=RULES)
+
+    async def publish(topic: str, data: bytes, key: str) -> None:
+        await broker.publish(topic, data, key=key)
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(publisher.run)
-        async with open_storage(database, publisher.publish, rate) as storage:
+        nursery.start_soon(stay_connected, broker)
+        async with open_storage(database, publish, rate) as storage:
             http = trionet.HttpProtocol(routes(storage))
             await trionet.serve([trionet.Endpoint(protocol=http, path=socket_of(database), mode=0o600)])
         nursery.cancel_scope.cancel()
@@ -209,6 +201,12 @@ def main() -> None:
         "--rate", type=float, default=0.0, metavar="N", help="mails a second that it makes up"
     )
     options = parser.parse_args()
+    if options.broker == "memory":
+        parser.error(
+            "the memory broker does not reach beyond its process; take local:/path, redis:// or nats://"
+        )
+    if not Path(options.database).parent.is_dir():
+        parser.error(f"there is no folder for {options.database}")
     end_with_our_parent()
     logging.basicConfig(format="storage: %(message)s")
     try:

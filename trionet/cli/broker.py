@@ -29,8 +29,9 @@ def broker(
     """Serve a local broker at PATH until SIGTERM or Ctrl-C.
 
     Processes of this machine that belong to the same user publish and subscribe through it: programs by
-    open_broker("local:PATH"), servers by trionet serve --broker local:PATH. What is kept lives as long as this process,
-    and so longer than they do. A server with several workers has a broker of its own and needs none of this.
+    trionet.open_publisher("local:PATH"), servers by trionet serve --broker local:PATH. What is kept lives in the memory
+    of this process, and so longer than they do. A server with several workers has a broker of its own and needs none
+    of this.
 
     Examples::
 

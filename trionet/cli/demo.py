@@ -23,7 +23,7 @@ __all__ = ["DEMOS", "demo", "locate"]
 
 DEMOS = {
     "chat": "rooms full of people, in the browser; open it in two windows",
-    "notifications": "an inbox that shows a mail the moment it comes; post one with curl",
+    "notifications": "an inbox that shows a mail the moment it comes",
 }
 PORT = 8080
 

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from trionet.cli import output
-from trionet.errors import BrokerError
+from trionet.errors import BrokerError, ConfigurationError
 from trionet.ops.application import own_failure
 
 __all__ = ["show_loading_error"]
@@ -20,6 +20,15 @@ def show_loading_error(app: str, error: Exception) -> bool:
     what, trace = own_failure(error)
     if not what:
         return False
+    if isinstance(error, ConfigurationError) and trace is not None:  # says it all, but where
+        theirs = [
+            f"{frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}"
+            for frame, line in traceback.walk_tb(trace)
+            if not str(frame.f_globals.get("__name__", "")).startswith("trionet.")
+            and not frame.f_code.co_filename.startswith("<")  # made by attrs
+        ]
+        output.fail(f"{app} {what}: {error}", hint=theirs[-1] if theirs else None)
+        return True
     traceback.print_exception(type(error), error, trace, file=sys.stderr)
     output.fail(f"{app} {what}, for the error above")
     return True

@@ -42,6 +42,8 @@ COMMAND = Group("This command", sort_key=9)
 
 #: What bind(2) says of an address that cannot be had.
 ADDRESS = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM))
+#: And of the path of a Unix socket.
+NO_PATH = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EROFS))
 
 #: What stands for the value in the help, where the type does not say it.
 METAVARS = {
@@ -176,7 +178,7 @@ def _run(settings: ServeSettings, warnings: list[str], reload_settings: Callable
         if isinstance(error, socket.gaierror):
             output.fail(f"the host to listen on cannot be found: {error.strerror}")
             return 2
-        if isinstance(error, OSError) and error.errno in ADDRESS:
+        if isinstance(error, OSError) and error.errno in ADDRESS | NO_PATH:
             output.fail(str(error.strerror or error), hint=_hint(error))
             return 2
         raise

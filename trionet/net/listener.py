@@ -269,7 +269,11 @@ def bind_unix(endpoint: Endpoint) -> socket.socket:
     try:
         sock.setblocking(False)
         _remove_stale(path)
-        sock.bind(path)
+        try:
+            sock.bind(path)
+        except OSError as error:  # too long a path has no number
+            text = f"cannot listen on {path}: {error.strerror or error}"
+            raise OSError(error.errno or errno.EADDRNOTAVAIL, text) from error
         if endpoint.mode is not None:
             os.chmod(path, endpoint.mode)
     except BaseException:

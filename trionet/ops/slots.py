@@ -26,7 +26,7 @@ from typing import Final, Literal
 
 import attrs
 
-__all__ = ["Act", "Child", "Rules", "Slots"]
+__all__ = ["Act", "Child", "Rules", "Slots", "how_ended"]
 
 STABLE: Final = 10.0  # seconds of serving after which a crash counts as the first
 BACKOFF_FIRST: Final = 0.25
@@ -185,7 +185,7 @@ class Slots:
         if child.outdated:
             slot.starting = None
             return [self._fork(slot)]
-        acts = [Act("say", text=f"{child.name} {_how(status)}")]
+        acts = [Act("say", text=f"{child.name} {how_ended(status)}")]
         if child is slot.serving:
             slot.serving = None
             slot.restarts += 1
@@ -371,7 +371,7 @@ class Slots:
         return [] if self.children else [Act("exit", number=self._exit)]
 
 
-def _how(status: int) -> str:
+def how_ended(status: int) -> str:
     """What a wait status means: an exit code, or minus a signal's number."""
     if status >= 0:
         return f"ended with status {status}"

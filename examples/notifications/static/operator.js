@@ -76,7 +76,7 @@ function row(topic, {numbers, heard, recent}, now) {
   const line = make("tr", now - heard > SILENT ? "gone" : "");
   const storage = topic === "ops:storage", [p50, p99] = percentiles(recent.flat(), .5, .99);
   const broker = numbers.broker && `${numbers.broker.name}, ${now - heard > SILENT ? "not heard" : "up"}` +
-    (numbers.broker.reconnects ? `, ${numbers.broker.reconnects} reconnects` : "");
+    (numbers.broker.reconnects ? `, ${numbers.broker.reconnects} reconnect${numbers.broker.reconnects > 1 ? "s" : ""}` : "");
   const cells = storage
     ? ["storage", numbers.pid, "", "", whole(numbers.mails), "", "", "", `${whole(numbers.waiting)} in the outbox`]
     : ["worker", numbers.pid, whole(numbers.connections), whole(numbers.subscriptions), whole(numbers.mails),
