@@ -186,12 +186,27 @@ def test_an_application_that_is_not_there_is_a_usage_error(here, capsys):
 
 
 def test_wrong_settings_in_the_code_of_the_application_show_where(here, capsys, monkeypatch):
-    """A `ConfigurationError` from there: its traceback, and exit code 2."""
+    """A `ConfigurationError` from there: what it says, the line of theirs that it comes from, and exit code 2."""
     monkeypatch.delitem(sys.modules, "wrong_shop", raising=False)
     text = "import trionet\nasync def h(ws): pass\napp = trionet.WebSocketProtocol(h, max_message=-1)\n"
     (here / "wrong_shop.py").write_text(text)
     assert main(["serve", "wrong_shop", "--port", "0"]) == 2
-    assert "wrong_shop.py" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert text.startswith("error: wrong_shop cannot be loaded: ")
+    assert "max_message" in text
+    assert "wrong_shop.py, line 3, in <module>" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "options, path",
+    [(["--unix=none/app"], "none/app"), (["--port=0", "--broker=local:none/bus"], "none/bus")],
+)
+def test_a_path_that_cannot_be_had_is_named(here, capsys, options, path):
+    """For the server's socket and for that of a local broker: no traceback, exit code 2."""
+    (here / "app.py").write_text("async def app(ws): pass\n")
+    assert main(["serve", "app.py", *options]) == 2
+    assert capsys.readouterr().err.endswith(f"cannot listen on {path}: No such file or directory\n")
 
 
 def test_a_host_that_is_not_there_is_a_usage_error(here, capsys, monkeypatch):

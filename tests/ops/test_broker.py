@@ -167,6 +167,13 @@ async def test_at_a_path_other_programs_publish_and_it_ends_after_the_workers(
     assert not path.exists()
 
 
+async def test_a_publisher_that_would_reach_nobody_is_an_error() -> None:
+    """A memory broker of its own, which is what it gets outside of a server, is heard by nobody else."""
+    with pytest.raises(ConfigurationError, match="reaches nobody"):
+        async with open_publisher():
+            pass
+
+
 async def test_who_does_not_use_it_has_no_broker_process(start: Any) -> None:
     """Its children are the workers and the admin process, and /workers says that it is not used."""
     served = start()
@@ -233,7 +240,7 @@ async def test_a_socket_that_was_removed_is_made_anew(start: Any, client: Any, t
     """A cleaner of /tmp took the folder: the broker starts again where clients look for it, and they are told."""
     place = tmp_path / "t"
     place.mkdir()
-    prelude = "import trionet.ops.supervisor as s; s._CONTROL_LOOK = 0.1"
+    prelude = "import trionet.ops.folder as f; f._LOOK = 0.1"
     served = start(APP, prelude=prelude, environ={"TMPDIR": str(place)})
     first, second = await pair(client, await served.ready())
     [folder] = place.iterdir()
@@ -280,6 +287,7 @@ def test_pauses_grow_and_are_forgotten() -> None:
     assert pauses[-1] <= 18
     post.forked(1, None, 0.0)
     assert post.ended(100.0) == 0.0
+    assert [post.not_forked(1000.0) > 0 for _ in range(3)] == [True] * 3  # or it would be tried all the time
 
 
 def test_silence_is_noticed() -> None:

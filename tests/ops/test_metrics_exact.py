@@ -388,7 +388,7 @@ async def test_counters_survive_a_worker_and_then_the_admin_process(start, clien
             await trio.sleep(0.02)
     desk = await served.desk()
     os.kill(desk, signal.SIGKILL)
-    await served.says("the admin process ended")
+    await served.says("the admin process was killed")
     found = await metrics()
     assert found[opened] == 4
     assert found["trionet_workers", ("state", "serving")] == 2

@@ -195,7 +195,7 @@ async def test_the_admin_process_is_replaced(start: Any, client: Any) -> None:
     [desk] = set(children) - {row["pid"] for row in rows}
     os.kill(desk, signal.SIGKILL)
     assert (await ask(client, url))[0] == "one"
-    await served.says("the admin process ended")
+    await served.says("the admin process was killed")
     with trio.fail_after(20):
         while True:
             with contextlib.suppress(OSError, ValueError, IndexError):

@@ -207,14 +207,12 @@ async def test_a_control_socket_that_was_removed_is_made_anew(start: Any, tmp_pa
     """A cleaner of /tmp took it: the admin process and the workers find each other again."""
     place = tmp_path / "t"
     place.mkdir()
-    served = start(
-        prelude="import trionet.ops.supervisor as s; s._CONTROL_LOOK = 0.1", environ={"TMPDIR": str(place)}
-    )
+    served = start(prelude="import trionet.ops.folder as f; f._LOOK = 0.1", environ={"TMPDIR": str(place)})
     await served.ready()
     [folder] = place.iterdir()
     shutil.rmtree(folder)
     await served.says("was removed")
-    await served.says("the admin process ended")
+    await served.says("the admin process was killed")
     for row in await served.workers():
         os.kill(row["pid"], signal.SIGKILL)
     await until_workers(

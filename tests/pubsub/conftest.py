@@ -12,6 +12,8 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # importlib mode: test folders are no packages
 from engines import Engine, found
 
+from trionet.pubsub.brokers import linked
+
 
 @pytest.fixture(scope="session")
 def start_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[type[Engine]], Engine]]:
@@ -30,6 +32,12 @@ def start_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield start
     for engine in running.values():
         trio.run(engine.stop)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers try to connect again soon, however often they were cut off."""
+    monkeypatch.setattr(linked, "LONGEST", 0.1)
 
 
 ENGINES = [
@@ -55,3 +63,36 @@ def hurt(request: pytest.FixtureRequest, start_engine: Callable[[type[Engine]], 
     engine = start_engine(request.param)
     yield engine
     trio.run(engine.heal)
+
+
+# Skips are fixtures, for a skip within an async test is shown without its reason.
+
+
+def of_test(request: pytest.FixtureRequest) -> Engine:
+    """The engine that a test runs on."""
+    engine: Engine = request.getfixturevalue("engine" if "engine" in request.fixturenames else "hurt")
+    return engine
+
+
+@pytest.fixture
+def with_members(request: pytest.FixtureRequest) -> None:
+    """Skip an engine that knows no members."""
+    engine = of_test(request)
+    if not engine.broker().keeps_members:
+        pytest.skip(f"{engine.name} keeps no members")
+
+
+@pytest.fixture
+def without_members(request: pytest.FixtureRequest) -> None:
+    """Skip an engine that knows members."""
+    engine = of_test(request)
+    if engine.broker().keeps_members:
+        pytest.skip(f"{engine.name} keeps members")
+
+
+@pytest.fixture
+def forgetful(request: pytest.FixtureRequest) -> None:
+    """Skip an engine that has all it knew when it is started again."""
+    engine = of_test(request)
+    if not engine.forgets:
+        pytest.skip(f"{engine.name} forgets nothing")

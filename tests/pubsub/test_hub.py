@@ -230,7 +230,7 @@ class Model(RuleBasedStateMachine):
         assert sorted(self.first) == sorted(self.last + list(present))
 
 
-Model.TestCase.settings = settings(stateful_step_count=20)
+Model.TestCase.settings = settings(max_examples=settings.default.max_examples // 2, stateful_step_count=20)
 TestModel = Model.TestCase
 
 

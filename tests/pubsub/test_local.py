@@ -25,11 +25,10 @@ from hypothesis import strategies as st
 from recorder import RULES, Client
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError, ProtocolError
-from trionet.pubsub.brokers.local import LocalBroker
+from trionet.pubsub.brokers.local import LocalBroker, wire
 from trionet.pubsub.brokers.local import messages as say
 from trionet.pubsub.brokers.local import server as local_server
 from trionet.pubsub.brokers.local import sockets as local_sockets
-from trionet.pubsub.brokers.local import wire
 from trionet.pubsub.brokers.local.server import LocalLimits, LocalServer
 from trionet.pubsub.brokers.local.sockets import listen_local
 from trionet.pubsub.publication import Position, Publication
@@ -298,6 +297,9 @@ async def test_limits_are_told_and_harm_nothing(here):
             await broker.enter("a", "n", "3", b"", 30)
         await broker.leave("a", "m", "2")
         await broker.enter("a", "n", "3", b"", 30)
+        for ttl in (float("nan"), float("inf"), -1.0):
+            with pytest.raises(BrokerError, match="a ttl is 0 to"):
+                await broker.refresh([("a", "n", "3")], ttl)
         await broker.publish("c", bytes(1000))
         await client.seen.wait_data("c", bytes(1000))
         assert broker.state.reconnects == 0

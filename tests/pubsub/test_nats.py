@@ -75,7 +75,7 @@ async def wait_reconnected(broker: Broker) -> None:
 
 async def test_twenty_breaks_while_publishing_lose_nothing(nats, monkeypatch):
     """Cut off and killed in turn, 20 times: subscribers have all publications, in order, and none twice."""
-    monkeypatch.setattr("trionet.pubsub.brokers.nats.broker._STABLE", 0.0)  # it comes back soon each time
+    monkeypatch.setattr("trionet.pubsub.brokers.linked.STABLE", 0.0)  # it comes back soon each time
     async with connected(nats, timeout=2) as one, connected(nats, timeout=2) as two:
         topics = [unique("long") for _ in range(3)]
         for client in (one, two):

@@ -227,11 +227,10 @@ async def test_queueing_publishers_wait_and_publish_once(hurt):
         assert b"given up" not in one.seen.data(topic)
 
 
+@pytest.mark.usefixtures("with_members")
 async def test_presence_survives_a_break(hurt):
     """Members stay where they are while connections break; events afterwards are told."""
     async with pair(hurt) as (one, two):
-        if not one.broker.keeps_members:
-            pytest.skip(f"{hurt.name} keeps no members")
         topic = unique()
         await one.subscribe(topic)
         await two.broker.enter(topic, "ann", "o1", b"a", 30)
@@ -256,13 +255,10 @@ async def test_presence_survives_a_break(hurt):
         assert one.seen.here(topic) == [("join", "ann"), ("leave", "ann")]
 
 
+@pytest.mark.usefixtures("with_members", "forgetful")
 async def test_an_engine_that_lost_its_members_says_so(hurt):
     """After a restart that forgot them, `refresh` returns the owners, who can enter again."""
-    if not hurt.forgets:
-        pytest.skip(f"{hurt.name} forgets nothing")
     async with pair(hurt) as (one, _):
-        if not one.broker.keeps_members:
-            pytest.skip(f"{hurt.name} keeps no members")
         topic = unique()
         await one.subscribe(topic)
         await one.broker.enter(topic, "ann", "o1", b"a", 30)

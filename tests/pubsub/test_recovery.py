@@ -139,7 +139,7 @@ async def play(script: bytes) -> None:
         nursery.cancel_scope.cancel()
 
 
-@settings(max_examples=max(250, settings.default.max_examples))
+@settings(max_examples=max(120, settings.default.max_examples))
 @given(st.binary(min_size=40, max_size=80))
 def test_clients_of_two_processes_miss_nothing_and_see_nothing_twice(script):
     """Whatever breaks and whenever: each publication once, in order; a gap is told exactly where there is one."""
@@ -256,7 +256,7 @@ async def tell(engine: Engine, scripts: list[bytes], cuts: int) -> None:
 
 
 @settings(
-    max_examples=max(10, settings.default.max_examples // 40),
+    max_examples=max(5, settings.default.max_examples // 40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.binary(min_size=30, max_size=60), min_size=AT_ONCE, max_size=AT_ONCE), st.integers(0, 9))

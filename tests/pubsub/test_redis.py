@@ -17,9 +17,9 @@ from recorder import RULES, Client, connected
 
 from trionet.errors import BrokerDown, BrokerError
 from trionet.pubsub.broker import open_broker
-from trionet.pubsub.brokers.redis import broker as redis_broker
+from trionet.pubsub.brokers import linked
 from trionet.pubsub.brokers.redis import keys as redis_keys
-from trionet.pubsub.brokers.redis import link as redis_link
+from trionet.pubsub.brokers.redis import members as redis_members
 from trionet.pubsub.brokers.redis.keys import Keys
 from trionet.pubsub.brokers.redis.scripts import PUBLISH
 from trionet.pubsub.publication import Position
@@ -110,7 +110,8 @@ async def test_a_flush_under_us_is_told_and_goes_on(redis):
 
 async def test_fifty_broken_connections_cost_nothing(redis, monkeypatch):
     """CLIENT KILL again and again under load: nothing is lost, all in order, none twice."""
-    monkeypatch.setattr(redis_link, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(linked, "FIRST", 0.01)  # it comes back soon each time
+    monkeypatch.setattr(linked, "STABLE", 0.0)
     async with one(redis) as listener, one(redis) as publisher:
         topic = unique("long")
         await listener.subscribe(topic)
@@ -252,7 +253,7 @@ async def test_what_is_kept_expires_in_its_order(redis):
 
 async def test_what_may_be_there_is_not_tried_again_for_ever(redis, monkeypatch):
     """Longer than Redis remembers keys a queueing publisher does not repeat what may have arrived: it is told so."""
-    monkeypatch.setattr(redis_broker, "RETRY_FOR", 0.0)
+    monkeypatch.setattr(linked, "RETRY_FOR", 0.0)
     async with one(redis, when_down="queue", timeout=0.4) as client:
         redis.freeze()
         async with trio.open_nursery() as nursery:
@@ -312,6 +313,21 @@ async def test_an_owner_that_expired_is_told_once(redis):
                 await trio.sleep(0.01)
 
 
+async def test_after_an_outage_nobody_leaves_before_they_could_say_they_are_there(redis, monkeypatch):
+    """Owners that have expired while Redis could not be reached are known until their process had time to refresh."""
+    monkeypatch.setattr(redis_members, "TICK", 0.02)
+    async with one(redis) as client:
+        topic = unique()
+        await client.subscribe(topic)
+        await client.broker.enter(topic, "ann", "1", b"", 0.15)
+        await redis.cut()
+        await back(client)
+        await trio.sleep(0.3)
+        assert await client.broker.refresh([(topic, "ann", "1")], 30) == []
+        assert client.seen.here(topic) == [("join", "ann")]
+        await client.broker.leave(topic, "ann", "1")
+
+
 async def test_passwords(redis):
     """A wrong one is refused at the start with what to do about it, and is not shown; the right one serves.
 
@@ -363,11 +379,14 @@ async def test_a_full_server_is_an_error_and_not_an_outage(volatile):
     async with one(volatile, when_down="queue") as client:
         topic = unique()
         await client.subscribe(topic)
+        await client.broker.enter(topic, "ann", "1", b"", 30)
         volatile.ask("CONFIG", "SET", "maxmemory", "1")
         try:
             with trio.fail_after(5), pytest.raises(BrokerError, match="maxmemory") as caught:
                 await client.broker.publish(topic, b"1")
             assert not isinstance(caught.value, BrokerDown)
+            assert await client.broker.refresh([(topic, "ann", "1")], 30) == []  # nobody has to leave for it
+            assert await client.broker.leave(topic, "ann", "1")
         finally:
             volatile.ask("CONFIG", "SET", "maxmemory", "0")
         await client.broker.publish(topic, b"2")

@@ -114,6 +114,20 @@ async def test_silence_is_found_out_in_time(autojump_clock, nursery):
     assert "not answered for 5 s" in str(talk.link.error)
 
 
+async def test_a_process_that_stood_still_does_not_accuse_the_server(autojump_clock, nursery):
+    """A loop that was blocked, or frozen, for a minute has answers lying there unread."""
+    talk = Talk()
+    nursery.start_soon(talk.link.run)
+    call = talk.link.post([b"1"])
+    await trio.testing.wait_all_tasks_blocked()
+    autojump_clock.jump(60)
+    await trio.sleep(0.5)
+    assert not talk.link.broken.is_set()
+    await talk.server.send_all(b"+late\r\n")
+    assert await call.wait() == [b"late"]
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_reader_that_is_held_up_does_not_accuse_the_server(autojump_clock, nursery):
     """While `wait_room` waits nothing is read, and that is not the server's fault."""
     room = trio.Event()

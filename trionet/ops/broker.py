@@ -93,8 +93,11 @@ def open_post(path: str) -> Post:
     """Listen on `path`, for our user only. Raises `OSError` with the path in its text, `ConfigurationError`."""
     try:
         sock = bind_unix(Endpoint(protocol=None, path=path, mode=0o600))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"local broker: {error}") from None
     except OSError as error:
-        error.strerror = f"local broker: {error.strerror or error}: {path}"
+        text = str(error.strerror or error)
+        error.strerror = f"local broker: {text}" if path in text else f"local broker: {text}: {path}"
         raise
     post = Post(Sockets({1: [sock]}, path), path)
     try:
@@ -132,8 +135,13 @@ class Post:
         """A process serves it."""
         self.pid, self.silence, self.since, self.heard, self.retry_at = pid, silence, now, now, None
 
+    def not_forked(self, now: float) -> float:
+        """It could not be started, which is as if it had ended at once."""
+        self.since = now
+        return self.ended(now)
+
     def ended(self, now: float) -> float:
-        """It has ended, or could not be started: returns after how many seconds there may be another."""
+        """It has ended: returns after how many seconds there may be another."""
         self.pid = 0
         self.restarts += 1
         self.failures = 0 if now - self.since >= STABLE else self.failures + 1

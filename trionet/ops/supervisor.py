@@ -18,22 +18,15 @@ is logged, and a reload that fails leaves everything as it was.
 
 from __future__ import annotations
 
-import atexit
-import errno
 import faulthandler
 import gc
-import importlib
 import itertools
 import json
 import logging
 import os
-import select
 import selectors
-import shutil
 import signal
 import socket
-import stat
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -47,19 +40,18 @@ from trionet.ops import logs, systemd
 from trionet.ops.broker import Post, check_broker, has_local, local_path, open_post, own_post, run_broker
 from trionet.ops.changes import changed_sources
 from trionet.ops.desk import run_desk
+from trionet.ops.folder import Folder
+from trionet.ops.forking import await_end, be_child, fork_quietly, kill, preload
 from trionet.ops.limits import raise_descriptor_limit
-from trionet.ops.metrics.process import build_info
 from trionet.ops.settings import ServeSettings
-from trionet.ops.slots import Act, Rules, Slots
+from trionet.ops.slots import Act, Rules, Slots, how_ended
 from trionet.ops.sockets import (
     Sockets,
     occupy_standard_streams,
     open_admin,
     open_sockets,
-    private_folder,
 )
 from trionet.ops.worker import Place, run_worker
-from trionet.protocols.websocket import WebSocketHandler, WebSocketProtocol
 
 __all__ = ["Supervisor", "run"]
 
@@ -69,7 +61,6 @@ _SIGNALS: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1,
 _LOOK: Final = 0.5  # seconds between looks at the source files
 _DESK_PAUSE: Final = 1.0  # seconds between two starts of the admin process
 _DESK_BACKLOG: Final = 128
-_CONTROL_LOOK: Final = 10.0  # seconds between looks whether the control socket's file is still there
 _LONGEST_PAUSE: Final = 3600.0  # epoll_wait(2) has a limit
 _LATE: Final = 1.0  # seconds by which the supervisor wakes too late, when everybody may have been asleep
 _LONGEST_LINE: Final = 65536
@@ -137,19 +128,16 @@ class Supervisor:
         inherited = systemd.inherited_sockets()
         self.sockets: Sockets = open_sockets(settings, [fd for name, fd in inherited if name != "admin"])
         self._admin = Sockets({1: []})
-        self._folder: str | None = None
-        self._control: socket.socket | None = None
-        self._control_at: float | None = None  # when folder and sockets in it are looked after again
+        self._folder: Folder | None = None
         self._post: Post | None = None  # where the local broker is found
         try:
             self._admin = open_admin(settings.admin, [fd for name, fd in inherited if name == "admin"])
             private = has_local(settings) and local_path(settings) is None
             if self._admin.of[1] or private:
-                self._folder = private_folder()
-                self._control_at = time.monotonic() + _CONTROL_LOOK
-            if self._admin.of[1]:
-                self._open_control()
-            self._post = own_post(settings, self._folder)
+                self._folder = Folder()
+                if self._admin.of[1]:
+                    self._folder.open_control()
+            self._post = own_post(settings, self._folder.path if self._folder is not None else None)
         except BaseException:
             self.close()
             raise
@@ -176,84 +164,39 @@ class Supervisor:
         self._reloading = False  # the service manager was told so, and waits
         self._said = ""
 
-    def _open_control(self) -> None:
-        """Where workers find the admin process: a Unix socket in a folder that nobody else may enter."""
-        assert self.control_path is not None
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            control.bind(self.control_path)
-            control.listen(1024)
-        except BaseException:
-            control.close()
-            raise
-        self._control = control
-
-    def _look_after_folder(self) -> None:
-        """Cleaners of temporary folders go by age: it stays young. What was removed nevertheless is made anew."""
-        assert self._folder is not None
-        self._control_at = time.monotonic() + _CONTROL_LOOK
-        with suppress(OSError):
-            os.utime(self._folder)
-        if self.control_path is not None:
-            self._look_after_control()
-        if self._post is not None and local_path(self.settings) is None:
-            self._look_after_post(self._post)
-
-    def _look_after_control(self) -> None:
-        assert self._folder is not None
-        assert self.control_path is not None
-        try:
-            os.utime(self.control_path)
-        except OSError:
-            log.warning("%s was removed; making it anew, and the admin process with it", self.control_path)
-        else:
-            return
-        try:
-            self._renew_folder(self._folder)
-            old = self._control
-            self._open_control()
-        except OSError as error:
-            log.error("no control socket, so workers that start are missing in /metrics: %s", error)  # noqa: TRY400
-            return
-        if old is not None:
-            old.close()
-        if self._desk:
-            _kill(self._desk, signal.SIGKILL)  # the next one gets the new socket
-
-    def _look_after_post(self, post: Post) -> None:
-        assert self._folder is not None
-        try:
-            os.utime(post.path)
-        except OSError:
+    def _look_after_folder(self, folder: Folder) -> None:
+        """What was removed from it is made anew."""
+        if folder.control is not None and not folder.has(folder.control_path):
+            log.warning("%s was removed; making it anew, and the admin process with it", folder.control_path)
+            try:
+                folder.renew()
+                folder.open_control()
+            except OSError as error:
+                log.error("no control socket, so workers that start are missing in /metrics: %s", error)  # noqa: TRY400
+            else:
+                if self._desk:
+                    kill(self._desk, signal.SIGKILL)  # the next one gets the new socket
+        post = self._post
+        if post is not None and local_path(self.settings) is None and not folder.has(post.path):
             log.warning("%s was removed; making it anew, and the local broker with it", post.path)
-        else:
-            return
-        try:
-            self._renew_folder(self._folder)
-            fresh = open_post(post.path)
-        except OSError as error:
-            log.error("no socket for the local broker, so nobody can connect to it: %s", error)  # noqa: TRY400
-            return
-        self._wait_at(post, wait=False)
-        post.sockets.of[1][0].close()
-        post.sockets = fresh.sockets
-        if post.pid:
-            _kill(post.pid, signal.SIGKILL)  # the next one gets the new socket
-        else:
-            self._wait_at(post, wait=True)
-
-    @staticmethod
-    def _renew_folder(folder: str) -> None:
-        with suppress(FileExistsError):
-            Path(folder).mkdir(0o700)
-        found = os.lstat(folder)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise PermissionError(errno.EPERM, f"{folder} now belongs to somebody else")
+            try:
+                folder.renew()
+                fresh = open_post(post.path)
+            except (OSError, TrionetError) as error:
+                log.error("no socket for the local broker, so nobody can connect to it: %s", error)  # noqa: TRY400
+            else:
+                self._wait_at(post, wait=False)
+                post.sock.close()
+                post.sockets = fresh.sockets
+                if post.pid:
+                    kill(post.pid, signal.SIGKILL)  # the next one gets the new socket
+                else:
+                    self._wait_at(post, wait=True)
 
     @property
-    def control_path(self) -> str | None:
-        """The path of the socket where workers find the admin process, if there is one."""
-        return f"{self._folder}/control" if self._admin.of[1] else None
+    def _control(self) -> socket.socket | None:
+        """The socket where workers find the admin process, if there is one."""
+        return self._folder.control if self._folder is not None else None
 
     # ---------------------------------------------------------------- the loop
 
@@ -261,7 +204,7 @@ class Supervisor:
         """Start the workers and keep them until told to end; returns the exit code."""
         logs.set_process("supervisor")
         self._take_signals()
-        _preload(self.settings)
+        preload(self.settings)
         gc.collect()
         gc.freeze()  # what children share is not to be touched by their collectors
         log.info("supervisor %d starts %s", os.getpid(), _counted(self.settings.workers, "worker"))
@@ -299,7 +242,8 @@ class Supervisor:
 
     def _pause(self) -> float:
         """How long to wait: until the next thing that is due."""
-        times = [self.slots.next(), self._desk_at, self._control_at]
+        times = [self.slots.next(), self._desk_at]
+        times.append(self._folder.look_at if self._folder is not None else None)
         times.append(self._post.next() if self._post is not None else None)
         if self.settings.reload:
             times.append(self._look_at)
@@ -316,8 +260,8 @@ class Supervisor:
         if self._watchdog is not None and self._watchdog_at <= now:
             systemd.notify("WATCHDOG=1")
             self._watchdog_at = now + self._watchdog
-        if self._control_at is not None and self._control_at <= now:
-            self._look_after_folder()
+        if self._folder is not None and self._folder.due(now):
+            self._look_after_folder(self._folder)
         if self._post is not None:
             self._look_at_broker(self._post, now)
         if self.settings.reload and self._look_at <= now:
@@ -426,7 +370,7 @@ class Supervisor:
                 self._tell(act.pid, {"do": "drain", "code": code, "reason": reason})
                 self.slots.drains(act.pid, time.monotonic())
             elif act.do == "kill":
-                _kill(act.pid, act.number)
+                kill(act.pid, act.number)
             elif act.do == "exit":
                 self._status = act.number
             else:
@@ -474,13 +418,13 @@ class Supervisor:
         """Start a child, with a socket pair between us. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         try:
-            pid = _fork_quietly()
+            pid = fork_quietly(_SIGNALS)
         except BaseException:
             ours.close()
             theirs.close()
             raise
         if pid == 0:
-            _child(lambda: life(ours, theirs))
+            be_child(lambda: life(ours, theirs))
         theirs.close()
         self._watch(pid, ours)
         return pid
@@ -492,7 +436,8 @@ class Supervisor:
             if sock is not None:
                 sock.close()
         broker = self._post.path if self._post is not None else None
-        place = Place(number, generation, theirs, self.control_path, broker)
+        control = self._folder.control_path if self._folder is not None and self._folder.control else None
+        place = Place(number, generation, theirs, control, broker)
         return run_worker(self.settings, place, self.sockets.keep(number))
 
     def _forget_the_parent(self) -> None:
@@ -502,7 +447,7 @@ class Supervisor:
             # What an operator sends to all of us must not kill one that has no handlers yet.
             ends = signum in {signal.SIGTERM, signal.SIGCHLD}
             signal.signal(signum, signal.SIG_DFL if ends else signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # see `_fork_quietly`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # see `fork_quietly`
         self._selector.close()
         for line in self.lines.values():
             line.sock.close()
@@ -582,14 +527,13 @@ class Supervisor:
             code = os.waitstatus_to_exitcode(status)
             if pid == self._desk:
                 self._desk, self._desk_at = 0, self._desk_since + _DESK_PAUSE
-                log.warning("the admin process ended with status %d; starting it again", code)
+                log.warning("the admin process %s; starting it again", how_ended(code))
             elif self._post is not None and pid == self._post.pid:
                 pause = self._post.ended(time.monotonic())
                 log.warning(
-                    "the local broker (pid %d) ended with status %d, and with it what it kept; it may be started "
-                    "again in %.1f s",
+                    "the local broker (pid %d) %s, and with it ended what it kept; it may be started again in %.1f s",
                     pid,
-                    code,
+                    how_ended(code),
                     pause,
                 )
             else:
@@ -663,7 +607,7 @@ class Supervisor:
             pid = self._spawn(self._be_broker)
         except OSError as error:
             log.warning("the local broker cannot be started: %s", error.strerror or error)
-            post.ended(time.monotonic())
+            post.not_forked(time.monotonic())
         else:
             post.forked(pid, self.settings.worker_timeout, time.monotonic())
         self._tell_desk()
@@ -676,7 +620,9 @@ class Supervisor:
                 sock.close()  # workers may share one: a second time does nothing
         assert self._post is not None
         logs.set_process("broker")
-        return run_broker(self.settings, theirs, self._post, self._folder)
+        return run_broker(
+            self.settings, theirs, self._post, self._folder.path if self._folder is not None else None
+        )
 
     def _look_at_broker(self, post: Post, now: float) -> None:
         if post.retry_at is not None and post.retry_at <= now:
@@ -688,7 +634,7 @@ class Supervisor:
                 "the local broker (pid %d) gave no sign of life for %.0f s: killing it", post.pid, silent
             )
             post.silence = None
-            _kill(post.pid, signal.SIGKILL)
+            kill(post.pid, signal.SIGKILL)
 
     # ---------------------------------------------------------------- the end
 
@@ -698,100 +644,17 @@ class Supervisor:
             if self._post.pid:
                 self._tell(self._post.pid, {"do": "end"})
                 self._drop(self._post.pid)
-                _await_end(self._post.pid)
+                await_end(self._post.pid)
             self._post.close()
         desk = getattr(self, "_desk", 0)
         if desk:
             self._drop(desk)  # it ends when its line does
-            _await_end(desk)
+            await_end(desk)
         self.sockets.close()
         self._admin.close()
-        if self._control is not None:
-            self._control.close()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _preload(settings: ServeSettings) -> None:
-    """Import what workers would import one by one: memory of the supervisor is shared, theirs is not."""
-    names = ["encodings.idna", "resource", "trionet.ops.metrics", "trionet.ops.stalls"]
-    names += ["trionet.net._epoll"] if hasattr(select, "epoll") else []
-    names += ["trionet.ops.debug"] if settings.debug else []
-    names += ["h11"] if settings.admin else []
-    names += ["trionet.pubsub.brokers.local"] if has_local(settings) else []
-    for name in names:
-        importlib.import_module(name)
-    WebSocketProtocol(WebSocketHandler())  # compiles the usual regular expressions, which `re` keeps
-    build_info()  # reads the metadata of installed packages, through `email` and `zipfile`: 2.3 MB in each worker
-    if hasattr(sys, "_clear_type_cache"):
-        # It is full of what importing looked up. Entries that a worker replaces are reference counts written.
-        sys._clear_type_cache()
+            self._folder.remove()
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _fork_quietly() -> int:
-    """fork(2), with what is buffered written once; the child is not to be interrupted by what its parent heeds."""
-    _flush()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    pid = -1
-    try:
-        pid = os.fork()
-    finally:
-        if pid:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pid
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # None if it was closed at the start; whoever reads it may have gone.
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
-def _child(life: Callable[[], int]) -> None:
-    """Be a child: whatever happens, this process ends here, and does not go on as a second supervisor.
-
-    What the application has registered with `atexit` is called, and what the supervisor has is not.
-    """
-    status = 1
-    try:
-        atexit._clear()
-        status = life()
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        log.exception("process %d failed", os.getpid())
-    finally:
-        try:
-            atexit._run_exitfuncs()
-            logging.shutdown()
-            _flush()
-        finally:
-            os._exit(status & 0xFF)
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _await_end(pid: int, seconds: float = 3.0) -> None:
-    """Wait for a child that was told to end; kill it if it does not."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return
-        except OSError as error:
-            if error.errno == errno.ECHILD:
-                return
-            raise
-        time.sleep(0.02)
-    _kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)

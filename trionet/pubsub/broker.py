@@ -88,7 +88,10 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def running(self, receiver: Receiver) -> AbstractAsyncContextManager[None]:
-        """Connect, and stay so until the block is left. Entered when it is up; raises `BrokerDown` if that fails."""
+        """Connect, and stay so until the block is left. Entered when it is up; raises `BrokerDown` if that fails.
+
+        Left, it has no subscriptions any more, and who still waits to publish gets `BrokerDown`.
+        """
 
     @abc.abstractmethod
     async def publish(
@@ -170,11 +173,17 @@ async def open_publisher(
     """A broker for a program that publishes, reads history, or asks who is there, and subscribes to nothing.
 
     ``async with trionet.open_publisher("redis://localhost") as bus: await bus.publish("mail:7", b"…", key=mail_id)``.
-    Arguments are those of `open_broker`; here publishing waits for an engine that is away, unless told otherwise.
-    Raises `BrokerDown` if it is away at the start.
+    Arguments are those of `open_broker`, with the `rules` of those who subscribe; here publishing waits for an engine
+    that is away, unless told otherwise. Raises `BrokerDown` if it is away at the start, and `ConfigurationError` also
+    for a URL, or surroundings, that mean ``memory``: nobody else would hear it.
     """
     if not isinstance(broker, Broker):
         broker = open_broker(broker, rules=rules, when_down=when_down, **options)
+        if broker.name == "memory":
+            raise ConfigurationError(
+                "a memory broker of a publisher's own reaches nobody; give it the URL of the bus (local:/path, "
+                "redis://…, nats://…), or publish by the Bus or BusHandler that has the broker"
+            )
     async with broker.running(_Nobody()):
         yield broker
 

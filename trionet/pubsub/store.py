@@ -19,7 +19,7 @@ from trionet.pubsub.history import History
 from trionet.pubsub.publication import HistoryPage, Position, Publication
 from trionet.pubsub.topics import HistoryLimits
 
-__all__ = ["Change", "Store"]
+__all__ = ["Change", "Store", "Uptime"]
 
 MAX_KEYS: Final = 100_000
 KEY_AGE: Final = 300.0  # seconds in which publishing again with the same key changes nothing
@@ -33,6 +33,25 @@ class Change(NamedTuple):
     event: str
     member: str
     info: bytes
+
+
+class Uptime:
+    """What members' times are measured by: seconds in which somebody was there to look, beginning with 0.
+
+    The wall's clock may be set, and a process may be frozen, with all that its members wanted to say: both would make
+    everybody leave. Asked at least once a second, this one goes on by 2 at most.
+    """
+
+    def __init__(self) -> None:
+        self._passed = 0.0
+        self._last: float | None = None
+
+    def at(self, now: float) -> float:
+        """What it shows. `now`: any clock that is never set."""
+        if self._last is not None:
+            self._passed += min(now - self._last, 2.0)
+        self._last = now
+        return self._passed
 
 
 class _Member:
@@ -210,8 +229,11 @@ class Store:
 
     # -------------------------------------------------------------- upkeep
 
-    def expire(self, now: float, budget: int = 1000) -> list[Change]:
-        """Drop what is too old. Looks at some `budget` topics; call it about once a second. Returns who has left."""
+    def expire(self, now: float, budget: int = 1000, *, present: float | None = None) -> list[Change]:
+        """Drop what is too old. Looks at some `budget` topics; call it about once a second. Returns who has left.
+
+        `present`: the time for members, if that is another clock's.
+        """
         keys = self._keys
         while keys and next(iter(keys.values()))[1] <= now:
             keys.popitem(last=False)
@@ -227,7 +249,7 @@ class Store:
             if not line.kept and not self._held(topic):
                 self._floor = max(self._floor, line.last)
                 del self._lines[topic]
-        return self._gone(now)
+        return self._gone(now if present is None else present)
 
     def _keep(self, found: _Member, entry: tuple[str, str, str], expires: float) -> None:
         """A refresh costs nothing: when the second has come in which an owner would have ended, it is looked at."""

@@ -1,1 +1,1 @@
-"""Engines behind a bus, one module each; `open_broker` finds them by URL."""
+"""Engines behind a bus, found by URL (`open_broker`); `linked` is what those behind a connection share."""

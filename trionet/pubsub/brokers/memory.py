@@ -12,7 +12,7 @@ import trio
 from trionet.errors import BrokerDown
 from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position
-from trionet.pubsub.store import Change, Store
+from trionet.pubsub.store import Change, Store, Uptime
 from trionet.pubsub.topics import TopicOptions, TopicRules, TopicSet, check_topic, is_pattern
 
 __all__ = ["MemoryBroker"]
@@ -29,6 +29,7 @@ class MemoryBroker(Broker):
         self.rules = as_rules(rules)
         self._topics = TopicSet()
         self.store = Store(secrets.token_hex(4), self._topics.__contains__, **options)
+        self._uptime = Uptime()
         self._receiver: Receiver | None = None
         self._state = BrokerState(up=False, since=0.0)
 
@@ -52,12 +53,13 @@ class MemoryBroker(Broker):
                 nursery.cancel_scope.cancel()
         finally:
             self._receiver = None
-            self._state = BrokerState(up=False, since=now(), error="it was left")
+            self.unsubscribe(list(self._topics))
+            self._state = BrokerState(up=False, since=now(), error="the broker was left")
 
     async def _keep(self) -> None:
         while True:
             await trio.sleep(1.0)
-            for change in self.store.expire(wall_clock()):
+            for change in self.store.expire(wall_clock(), present=self._uptime.at(now())):
                 self._tell(change)
 
     def _up(self) -> Receiver:
@@ -108,13 +110,13 @@ class MemoryBroker(Broker):
 
     async def enter(self, topic: str, member: str, owner: str, info: bytes, ttl: float) -> bool:
         self._up()
-        return self._tell(self.store.enter(topic, member, owner, info, wall_clock() + ttl))
+        return self._tell(self.store.enter(topic, member, owner, info, self._uptime.at(now()) + ttl))
 
     async def refresh(
         self, entries: Sequence[tuple[str, str, str]], ttl: float
     ) -> list[tuple[str, str, str]]:
         self._up()
-        return self.store.refresh(entries, wall_clock() + ttl)
+        return self.store.refresh(entries, self._uptime.at(now()) + ttl)
 
     async def leave(self, topic: str, member: str, owner: str) -> bool:
         self._up()

@@ -17,9 +17,7 @@ Longer than other files, for it is one class: the interface, and the recovery th
 from __future__ import annotations
 
 import logging
-import random
-import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -28,7 +26,8 @@ from typing import Any, Final, Literal
 import trio
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError, ProtocolError
-from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now
+from trionet.pubsub.broker import PAGE, Receiver
+from trionet.pubsub.brokers.linked import Backoff, LinkedBroker, words
 from trionet.pubsub.brokers.local import messages as say
 from trionet.pubsub.brokers.local import wire
 from trionet.pubsub.brokers.local.link import Link, open_link
@@ -40,8 +39,6 @@ __all__ = ["LocalBroker"]
 log = logging.getLogger("trionet.pubsub")
 
 _BATCH: Final = 500  # topics, or owners, in one message
-_BACKOFF_FIRST: Final = 0.05
-_BACKOFF_MOST: Final = 2.0
 _HUGE: Final = 2**32 - 1
 
 _JOINING, _LIVE, _BEHIND = range(3)
@@ -64,7 +61,7 @@ class _Topic:
         return Position(epoch, offset)
 
 
-class LocalBroker(Broker):
+class LocalBroker(LinkedBroker):
     """See the module. `path`: of the socket.
 
     `timeout`: seconds after which a broker that answers nothing counts as down; it is pinged every `ping_interval`
@@ -84,38 +81,23 @@ class LocalBroker(Broker):
         ping_interval: float | None = None,
     ) -> None:
         interval = timeout / 5 if ping_interval is None else ping_interval
-        if when_down not in {"error", "queue"}:
-            raise ConfigurationError(f"when_down is {when_down!r}; it must be 'error' or 'queue'")
-        if not (timeout > 0 and 0 < interval <= timeout / 3 and max_waiting >= 0):
+        super().__init__(rules, when_down, max_waiting)
+        if not (timeout > 0 and 0 < interval <= timeout / 3):
             raise ConfigurationError(
-                "need timeout > 0, ping_interval of a third of it at most, and max_waiting of 0 or more; "
-                f"not {timeout}, {interval}, {max_waiting}"
+                f"need timeout > 0 and ping_interval of a third of it at most; not {timeout}, {interval}"
             )
         self.path = path
-        self.rules = as_rules(rules)
-        self.when_down = when_down
-        self.max_waiting = max_waiting
         self.timeout = timeout
         # A ping is on its way at most one interval after the last answer, and is looked for once in each.
         self._patience = interval, timeout - 2 * interval
         self._receiver: Receiver | None = None
         self._link: Link | None = None  # while it is connected
         self._last: Link | None = None  # the newest there was
-        self._up = trio.Event()  # set while it is up
-        self._since = 0.0
-        self._reconnects = 0
-        self._error = ""
-        self._waiting = 0  # publishers
         self._topics: dict[str, _Topic] = {}
         self._patterns = TopicSet()
-        self._node = secrets.token_hex(4)
-        self._serial = 0
 
-    @property
-    def state(self) -> BrokerState:
-        up = self._up.is_set()
-        lag = self._link.lag if self._link is not None else None
-        return BrokerState(up, self._since, lag, self._reconnects, self._error)
+    def _lag(self) -> float | None:
+        return self._link.lag if self._link is not None else None
 
     # ------------------------------------------------------------- its life
 
@@ -124,38 +106,37 @@ class LocalBroker(Broker):
 
     @asynccontextmanager
     async def _running(self, receiver: Receiver) -> AsyncIterator[None]:
-        if self._receiver is not None:
-            raise trio.BusyResourceError("this broker runs already")
-        self._receiver = receiver
-        self._since = 0.0
-        self._reconnects = 0
-        try:
-            link = await self._connect_first()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep, link, receiver)
-                await self._up.wait()
-                yield
-                nursery.cancel_scope.cancel()
-        finally:
-            self._receiver = None
-            self._down("it was left")
-            if self._last is not None:
-                self._last.lose("the broker was left")
-            self._topics.clear()
-            self._patterns = TopicSet()
+        with self._life():
+            self._receiver = receiver
+            try:
+                link = await self._connect_first()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep, link, receiver)
+                    await self._up.wait()
+                    yield
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._receiver = None
+                self._down("the broker was left")
+                if self._last is not None:
+                    self._last.lose("the broker was left")
+                self._topics.clear()
+                self._patterns = TopicSet()
 
     async def _connect_first(self) -> Link:
         """Whoever has just started it gets some time; where nobody listens there is nothing to wait for."""
-        failures = 0
+        backoff = Backoff(f"the local broker at {self.path}")
         deadline = trio.current_time() + self.timeout
         while True:
             link = await self._connect(deadline)
             if isinstance(link, Link):
                 return link
-            if not isinstance(link, ConnectionResetError) or trio.current_time() >= deadline:
-                raise BrokerDown(f"no local broker at {self.path}: {_words(link)}")
-            await trio.sleep(_pause(failures))
-            failures += 1
+            passing = isinstance(
+                link, ConnectionResetError | BlockingIOError
+            )  # it ended just now; many are queued
+            if not passing or trio.current_time() >= deadline:
+                raise BrokerDown(f"no local broker at {self.path}: {words(link)}")
+            await trio.sleep(backoff.pause(words(link)))
 
     async def _connect(self, deadline: float) -> Link | Exception:
         with trio.CancelScope(deadline=deadline):
@@ -167,14 +148,15 @@ class LocalBroker(Broker):
 
     async def _keep(self, link: Link | None, receiver: Receiver) -> None:
         """Stay connected."""
-        failures = 0
+        backoff = Backoff(f"the local broker at {self.path}")
+        lasted: float | None = None
         while True:
             if link is None:
-                await trio.sleep(_pause(failures))
+                await trio.sleep(backoff.pause(self._error, lasted))
                 found = await self._connect(trio.current_time() + self.timeout)
                 if isinstance(found, Exception):
-                    failures += 1
-                    self._error = _words(found)
+                    lasted = None
+                    self._error = words(found)
                     continue
                 link = found
             self._link = self._last = link
@@ -183,19 +165,16 @@ class LocalBroker(Broker):
                 await link.run(self._pushed, receiver.wait_room, self._patience, partial(self._recover, link))
                 log.warning("the local broker at %s is down: %s", self.path, link.reason)
             finally:
-                failures = 0 if link.recovered else failures + 1
                 self._down(link.reason)
+                lasted = trio.current_time() - link.recovered if link.recovered is not None else None
             link = None
 
     def _down(self, reason: str) -> None:
         self._link = None
-        self._error = reason
         for topic in self._topics.values():
             if topic.state == _LIVE:
                 topic.state = _BEHIND
-        if self._up.is_set():
-            self._up = trio.Event()
-            self._since = now()
+        self._went_down(reason)
 
     # ------------------------------------------------------------- recovery
 
@@ -215,13 +194,10 @@ class LocalBroker(Broker):
         except BrokerError as error:  # it takes fewer topics than we have
             link.lose(str(error))
             return
-        self._error = ""
-        if self._since:
-            self._reconnects += 1
+        link.recovered = trio.current_time()
+        self._went_up()
+        if self._ups > 1:
             log.info("the local broker at %s is up again", self.path)
-        self._since = now()
-        link.recovered = True
-        self._up.set()
 
     async def _resubscribe(self, link: Link, batch: list[str]) -> list[str]:
         """Returns those of the batch that have missed something."""
@@ -306,45 +282,16 @@ class LocalBroker(Broker):
             raise BrokerDown(f"the local broker is down: {self._error}")
         return self._link
 
-    async def _when_up(self) -> Link:
-        """The connection, when it is up; a bounded number of tasks may wait for that."""
-        while not self._up.is_set() or self._link is None:
-            if self._receiver is None or self.when_down == "error":
-                return self._now()
-            if self._waiting >= self.max_waiting:
-                raise BrokerDown(
-                    f"{self._waiting} publishers wait for the local broker already: {self._error}"
-                )
-            self._waiting += 1
-            try:
-                await self._up.wait()
-            finally:
-                self._waiting -= 1
-        return self._link
-
-    async def publish(
-        self, topic: str, data: bytes, *, key: str = "", tag: str = "", origin: str = ""
-    ) -> Position:
-        check_topic(topic)
+    async def _publish(self, topic: str, data: bytes, key: str, tag: str, origin: str) -> Position:
         limits = self.rules.of(topic).history
         kept = (0, 0, 0.0) if limits is None else (min(limits.count, _HUGE), limits.size, limits.age)
-        queues = self.when_down == "queue"
-        if queues and not key:
-            self._serial += 1
-            key = f"{self._node}.{self._serial}"
-        while True:
-            link = self._link
-            if link is None or not link.recovered:
-                link = await self._when_up()
-            if len(data) > link.max_message:
-                raise BrokerError(f"{len(data)} bytes; the local broker takes at most {link.max_message}")
-            try:
-                answer = await link.ask(wire.publish, kept, topic, key, tag, origin, data)
-            except BrokerDown:
-                if not queues or self._receiver is None:
-                    raise
-            else:
-                return Position(link.epoch, answer.offset) if answer.offset else NOWHERE
+        link = self._link  # one that recovers will do: who hears of a break may answer at once
+        if link is None:
+            raise BrokerDown(f"the local broker is down: {self._error}")
+        if len(data) > link.max_message:
+            raise BrokerError(f"{len(data)} bytes; the local broker takes at most {link.max_message}")
+        answer = await link.ask(wire.publish, kept, topic, key, tag, origin, data)
+        return Position(link.epoch, answer.offset) if answer.offset else NOWHERE
 
     async def subscribe(self, topics: Sequence[str]) -> None:
         link = self._now()
@@ -426,14 +373,3 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
         yield batch
-
-
-def _pause(failures: int, chance: Callable[[], float] = random.random) -> float:
-    """Seconds before the next attempt: any of 0 to twice as much each time, so that processes do not come together."""
-    return chance() * min(_BACKOFF_MOST, _BACKOFF_FIRST * 2.0 ** min(failures, 10))
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

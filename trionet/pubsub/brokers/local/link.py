@@ -45,7 +45,7 @@ class Link:
         self.max_message = welcome.max_message
         self.reason = ""  # why it has ended, or is going to
         self.on_lost: Callable[[str], object] = len
-        self.recovered = False  # see `LocalBroker`
+        self.recovered: float | None = None  # when it was up; see `LocalBroker`
         self.heard = trio.current_time()
         self.lag: float | None = None
         self._frames = frames

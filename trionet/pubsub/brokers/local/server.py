@@ -28,13 +28,13 @@ import attrs
 import trio
 
 from trionet.errors import ProtocolError, TopicError
-from trionet.pubsub.broker import PAGE, wall_clock
+from trionet.pubsub.broker import PAGE, now, wall_clock
 from trionet.pubsub.brokers.local import messages as say
 from trionet.pubsub.brokers.local import wire
 from trionet.pubsub.brokers.local.sockets import listen_local, peer, peer_may, receive
 from trionet.pubsub.hub import Hub
 from trionet.pubsub.publication import HistoryPage, Publication
-from trionet.pubsub.store import MAX_BYTES, Change, Store
+from trionet.pubsub.store import MAX_BYTES, Change, Store, Uptime
 from trionet.pubsub.topics import HistoryLimits
 
 __all__ = ["LocalLimits", "LocalServer", "serve_local_broker", "serve_until_told"]
@@ -44,6 +44,7 @@ log = logging.getLogger("trionet.pubsub")
 _ROOM: Final = 65536  # bytes of a message besides the data of a publication
 _ACCEPT_PAUSE: Final = 0.1  # seconds, when there is no descriptor for a newcomer
 _HELLO_TIMEOUT: Final = 5.0
+_LONGEST_TTL: Final = 366 * 86_400
 _LIMITS: Final = 1000  # of histories, kept as objects
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
@@ -125,6 +126,7 @@ class LocalServer:
             on_last=self._released,
         )
         self.store = Store(secrets.token_hex(4), self.hub.__contains__, max_bytes=self.limits.max_bytes)
+        self._uptime = Uptime()
         self.processes: set[_Process] = set()
         self.cut_off = 0  # processes that took too little
         self._waiting: list[_Process] = []  # those with something to write, when this read is worked off
@@ -139,7 +141,7 @@ class LocalServer:
             say.REFRESH: self._refresh,
             say.LEAVE: self._leave,
             say.MEMBERS: self._members,
-            say.PING: lambda _process, message, _now: wire.pong(message.number),
+            say.PING: lambda _process, message, _at: wire.pong(message.number),
         }
 
     # ----------------------------------------------------------- its life
@@ -230,7 +232,7 @@ class LocalServer:
 
     def _carry_out(self, process: _Process, frames: Iterable[bytes]) -> None:
         """Carry out what came in one read, and write all that it made."""
-        now = wall_clock()
+        at = wall_clock()
         try:
             for frame in frames:
                 command = self._commands.get(frame[0])
@@ -238,8 +240,8 @@ class LocalServer:
                     raise ProtocolError(f"a message of kind {frame[0]}")
                 message = wire.parse(frame)
                 try:
-                    answer = command(process, message, now)
-                except (_Refused, TopicError) as refusal:
+                    answer = command(process, message, at)
+                except (_Refused, ValueError) as refusal:  # of a topic, or limits of its history
                     answer = wire.refused(message.number, str(refusal))
                 if answer:
                     self._queue(process, answer)
@@ -250,7 +252,7 @@ class LocalServer:
         """Once a second: what is too old goes, and who was not refreshed has left."""
         while True:
             await trio.sleep(1.0)
-            for change in self.store.expire(wall_clock(), max(1000, len(self.store) // 60)):
+            for change in self.store.expire(wall_clock(), present=self._uptime.at(now())):
                 self._tell(change)
             self._flush()
 
@@ -300,12 +302,12 @@ class LocalServer:
 
     # ----------------------------------------------------------- commands
 
-    def _publish(self, _process: _Process, message: say.Publish, now: float) -> bytes:
+    def _publish(self, _process: _Process, message: say.Publish, at: float) -> bytes:
         number, limits, topic, key, tag, origin, data = message
         if len(data) > self.limits.max_message:
             raise _Refused(f"{len(data)} bytes; at most {self.limits.max_message} are taken")
         position, publication = self.store.publish(
-            topic, data, self._limits(limits), now, key=key, tag=tag, origin=origin
+            topic, data, self._limits(limits), at, key=key, tag=tag, origin=origin
         )
         if publication is not None and self.hub.wanted(topic):
             self.hub.publish(topic, wire.publication(publication))
@@ -321,7 +323,7 @@ class LocalServer:
             found = self._history[limits] = HistoryLimits(*limits)
         return found
 
-    def _subscribe(self, process: _Process, message: say.Topics, _now: float) -> bytes:
+    def _subscribe(self, process: _Process, message: say.Topics, _at: float) -> bytes:
         added = []
         for topic in message.topics:
             try:
@@ -335,30 +337,35 @@ class LocalServer:
             message.number, [self.store.position(topic).offset for topic in message.topics]
         )
 
-    def _unsubscribe(self, process: _Process, message: say.Topics, _now: float) -> bytes:
+    def _unsubscribe(self, process: _Process, message: say.Topics, _at: float) -> bytes:
         for topic in message.topics:
             self.hub.unsubscribe(process, topic)
         return b""
 
-    def _page(self, _process: _Process, message: say.History, now: float) -> bytes:
+    def _page(self, _process: _Process, message: say.History, at: float) -> bytes:
         limit = min(message.limit, PAGE)
-        page = self.store.history(message.topic, message.since, limit, now)
+        page = self.store.history(message.topic, message.since, limit, at)
         kept, more = _light(page, newest=message.since is None)
         return wire.shown(message.number, kept, page.top.offset, complete=page.complete, more=more)
 
-    def _enter(self, _process: _Process, message: say.Enter, now: float) -> bytes:
+    def _enter(self, _process: _Process, message: say.Enter, _at: float) -> bytes:
         number, topic, member, owner, info, ttl = message
         if self.store.owners >= self.limits.max_members:
             raise _Refused(f"more than {self.limits.max_members} owners of members")
-        return wire.done(number, self._tell(self.store.enter(topic, member, owner, info, now + ttl)))
+        return wire.done(number, self._tell(self.store.enter(topic, member, owner, info, self._until(ttl))))
 
-    def _refresh(self, _process: _Process, message: say.Entries, now: float) -> bytes:
-        return wire.unknown(message.number, self.store.refresh(message.entries, now + message.ttl))
+    def _refresh(self, _process: _Process, message: say.Entries, _at: float) -> bytes:
+        return wire.unknown(message.number, self.store.refresh(message.entries, self._until(message.ttl)))
 
-    def _leave(self, _process: _Process, message: say.Entries, _now: float) -> bytes:
+    def _until(self, ttl: float) -> float:
+        if not 0 <= ttl <= _LONGEST_TTL:
+            raise _Refused(f"a ttl is 0 to {_LONGEST_TTL} seconds, not {ttl}")
+        return self._uptime.at(now()) + ttl
+
+    def _leave(self, _process: _Process, message: say.Entries, _at: float) -> bytes:
         return wire.done(message.number, self._tell(self.store.leave(*message.entries[0])))
 
-    def _members(self, _process: _Process, message: say.Ask, _now: float) -> bytes:
+    def _members(self, _process: _Process, message: say.Ask, _at: float) -> bytes:
         return wire.present(message.number, self.store.members(message.topic))
 
 

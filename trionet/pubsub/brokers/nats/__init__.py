@@ -1,4 +1,4 @@
-"""NATS: `NatsBroker`. `protocol` is its text, without I/O; `link` the connection; `streams` turns topics into subjects."""
+"""NATS: `NatsBroker`. `protocol` is its text, without I/O; `link` the connection; `streams` has the names there."""
 
 from __future__ import annotations
 

@@ -20,17 +20,16 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-import secrets
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
-import attrs
 import trio
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError
-from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
+from trionet.pubsub.broker import PAGE, Receiver, now, wall_clock
+from trionet.pubsub.brokers.linked import Backoff, LinkedBroker
 from trionet.pubsub.brokers.nats.checking import Checker
 from trionet.pubsub.brokers.nats.history import JetStream
 from trionet.pubsub.brokers.nats.link import Link, open_link
@@ -45,14 +44,10 @@ __all__ = ["NatsBroker"]
 
 log = logging.getLogger("trionet.pubsub")
 
-_SHORTEST: Final = 0.05  # seconds between attempts, at most: full jitter, and twice as many after each round
-_LONGEST: Final = 2.0
-_PAUSE: Final = 0.02  # seconds before a queued publication is tried again
-_STABLE: Final = 1.0  # a connection that lasted so long was not a failure
 _SERVERS: Final = 32  # of a cluster, learnt from what its servers say
 
 
-class NatsBroker(Broker):
+class NatsBroker(LinkedBroker):
     """An engine on NATS. `url`: one server or several of one cluster, ``nats://user:password@one:4222,nats://two``.
 
     `when_down`, `max_waiting`: see `open_broker`. `timeout`: seconds for an answer; a silent server is asked every
@@ -91,13 +86,9 @@ class NatsBroker(Broker):
         tls_first: bool = False,
         inbox: str = "_INBOX",
     ) -> None:
-        if when_down not in {"error", "queue"}:
-            raise ConfigurationError(f'when_down is "error" or "queue", not {when_down!r}')
+        super().__init__(rules, when_down, max_waiting)
         if min(max_waiting, max_bytes, replicas) < 1 or min(timeout, ping_interval) <= 0 or remember < 0:
             raise ConfigurationError("max_waiting, max_bytes, replicas and times are above 0")
-        self.rules = as_rules(rules)
-        self.when_down = when_down
-        self.max_waiting = max_waiting
         self._options = LinkOptions(timeout, ping_interval, ssl_context, tls_first, inbox)
         self._given = parse_servers(url, user, password, token)
         self._servers = self._given
@@ -109,39 +100,30 @@ class NatsBroker(Broker):
         self._checker: Checker | None = None  # while it runs
         self._link: Link | None = None  # while it is up
         self._jetstream: JetStream | None = None
-        self._change = trio.Event()  # set when it comes up, or ends
-        self._waiting = 0
-        self._ups = 0
-        self._state = BrokerState(up=False, since=0.0)
 
-    @property
-    def state(self) -> BrokerState:
-        link = self._link
-        return self._state if link is None else attrs.evolve(self._state, lag=link.rtt)
+    def _lag(self) -> float | None:
+        return self._link.rtt if self._link is not None else None
 
     # -------------------------------------------------------------- connecting
 
     @asynccontextmanager
     async def running(self, receiver: Receiver) -> AsyncIterator[None]:
-        if self._checker is not None:
-            raise trio.BusyResourceError("this broker runs already")
-        subs = Subscriptions(self._streams, receiver)
-        checker = self._checker = Checker(subs, receiver, self._streams, self._options.ping_interval)
-        self._ups = 0
         failure: BrokerDown | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                failure = await nursery.start(self._supervise, checker)
-                try:
-                    if failure is None:
-                        yield
-                finally:
-                    self._checker = None
-                nursery.cancel_scope.cancel()
-        finally:
-            self._checker = None
-            self._down("it was left", checker)
-            self._change.set()
+        with self._life():
+            subs = Subscriptions(self._streams, receiver)
+            checker = self._checker = Checker(subs, receiver, self._streams, self._options.ping_interval)
+            try:
+                async with trio.open_nursery() as nursery:
+                    failure = await nursery.start(self._supervise, checker)
+                    try:
+                        if failure is None:
+                            yield
+                    finally:
+                        self._checker = None
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._checker = None
+                self._down("the broker was left", checker)
         if failure is not None:
             raise failure
 
@@ -152,29 +134,28 @@ class NatsBroker(Broker):
         task_status: trio.TaskStatus[BrokerDown | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Connect, and again when that is lost. At first: try each server once, and say how it went."""
-        attempts = 0
+        backoff = Backoff("NATS")
         for turn in itertools.count(random.randrange(len(self._servers))):
             server = self._servers[turn % len(self._servers)]
-            began, ups = now(), self._ups
+            since: float | None = None
             reason = ""
             try:
                 async with open_link(
                     server, self._options, checker.subs.receive, checker.receiver.wait_room
                 ) as link:
                     await self._begin(link, checker)
-                    began = now()
+                    since = now()
                     if self._ups == 1:
                         task_status.started(None)
                     await self._serve(link, checker)
             except* BrokerError as group:
                 reason = _first(group)
             self._down(reason, checker)
-            attempts = 0 if self._ups > ups and now() - began > _STABLE else attempts + 1
-            if not self._ups and attempts >= len(self._servers):
+            pause = backoff.pause(reason, None if since is None else now() - since, places=len(self._servers))
+            if not self._ups and backoff.failures >= len(self._servers):
                 task_status.started(BrokerDown(reason))
                 return
-            longest = min(_LONGEST, _SHORTEST * 2 ** min(attempts / len(self._servers), 10))
-            await trio.sleep(random.random() * longest)
+            await trio.sleep(pause)
 
     async def _begin(self, link: Link, checker: Checker) -> None:
         """Prepare the streams, subscribe to all again, and be up."""
@@ -197,12 +178,9 @@ class NatsBroker(Broker):
         checker.begin(unsure)
         link.on_lost = lambda error: self._down(str(error), checker)
         self._link, self._jetstream = link, None if missing else jetstream
-        self._ups += 1
-        self._state = BrokerState(up=True, since=now(), reconnects=self._ups - 1, error=self._state.error)
+        self._went_up()
         if self._ups > 1:
             log.info("NATS at %s is up again", link.server)
-        self._change.set()
-        self._change = trio.Event()
 
     async def _serve(self, link: Link, checker: Checker) -> None:
         async with trio.open_nursery() as nursery:
@@ -218,8 +196,7 @@ class NatsBroker(Broker):
             if self._checker is not None:
                 log.warning("NATS at %s is down: %s", link.server, reason)
             link.fail(reason)
-        since = now() if self._state.up else self._state.since
-        self._state = attrs.evolve(self._state, up=False, since=since, lag=None, error=reason)
+        self._went_down(reason)
         checker.fail(reason)
 
     def _learn(self, link: Link, info: dict[str, Any]) -> None:
@@ -232,6 +209,8 @@ class NatsBroker(Broker):
     # -------------------------------------------------------------- subscribing
 
     async def subscribe(self, topics: Sequence[str]) -> None:
+        for topic in topics:  # NATS ends the connection for a subject that is none
+            check_topic(topic, pattern=True)
         link, checker = self._linked()
         subs = checker.subs
         added: list[Subscription] = []
@@ -265,38 +244,10 @@ class NatsBroker(Broker):
         if self._checker is None:
             raise BrokerDown("the broker does not run")
         if self._link is None:
-            raise BrokerDown(f"NATS cannot be reached: {self._state.error}")
+            raise BrokerDown(f"NATS cannot be reached: {self._error}")
         return self._link, self._checker
 
     # --------------------------------------------------------------- publishing
-
-    async def publish(
-        self, topic: str, data: bytes, *, key: str = "", tag: str = "", origin: str = ""
-    ) -> Position:
-        check_topic(topic)
-        if self.when_down == "queue":
-            key = key or secrets.token_hex(8)
-        while True:
-            try:
-                if self._link is None and self.when_down == "queue" and self._checker is not None:
-                    await self._wait_up()
-                return await self._publish(topic, data, key, tag, origin)
-            except BrokerDown:
-                if self.when_down == "error" or self._checker is None or self._waiting >= self.max_waiting:
-                    raise
-            await trio.sleep(_PAUSE)
-
-    async def _wait_up(self) -> None:
-        if self._waiting >= self.max_waiting:
-            raise BrokerDown(
-                f"NATS cannot be reached, and {self.max_waiting} wait for it: {self._state.error}"
-            )
-        self._waiting += 1
-        try:
-            while self._link is None and self._checker is not None:
-                await self._change.wait()
-        finally:
-            self._waiting -= 1
 
     async def _publish(self, topic: str, data: bytes, key: str, tag: str, origin: str) -> Position:
         link, _ = self._linked()

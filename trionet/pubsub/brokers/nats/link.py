@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 
 from trionet.errors import BrokerDown, BrokerError, printable
+from trionet.pubsub.brokers.linked import words
 from trionet.pubsub.brokers.nats import protocol as wire
 from trionet.pubsub.brokers.nats.protocol import Message
 from trionet.pubsub.brokers.nats.server import (
@@ -23,7 +24,6 @@ from trionet.pubsub.brokers.nats.server import (
     Server,
     dial,
     introduction,
-    reason,
 )
 
 __all__ = ["Link", "open_link"]
@@ -203,7 +203,7 @@ class Link:
         try:
             await task()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.fail(reason(error))
+            self.fail(words(error))
         except BrokerDown as error:
             self.fail(str(error))
 
@@ -287,8 +287,13 @@ class Link:
         timeout = self.options.timeout
         interval = min(self.options.ping_interval, timeout)
         while not self.lost.is_set():
-            await trio.sleep(min(interval, timeout) / 4)
+            due = trio.current_time() + min(interval, timeout) / 4
+            await trio.sleep_until(due)
             now = trio.current_time()
+            if now - due > timeout / 4:  # it is we who stood still: what it says may lie there unread
+                self._heard = now
+                for request in self._requests.values():
+                    request.sent = now
             if self._paused:
                 continue
             silent = now - self._heard

@@ -15,9 +15,10 @@ import trio
 
 from trionet._version import __version__
 from trionet.errors import BrokerDown, ConfigurationError
+from trionet.pubsub.brokers.linked import words
 from trionet.pubsub.brokers.nats.protocol import Message, Parser, read_object
 
-__all__ = ["LinkOptions", "Server", "dial", "introduction", "parse_servers", "reason"]
+__all__ = ["LinkOptions", "Server", "dial", "introduction", "parse_servers"]
 
 PORT: Final = 4222
 READ: Final = 65_536
@@ -53,8 +54,10 @@ def parse_servers(url: str, user: str = "", password: str = "", token: str = "")
         try:
             parts = urlsplit(text if "://" in text else f"nats://{text}")
             host, port = parts.hostname, parts.port or PORT
-        except ValueError as error:
-            raise ConfigurationError(f"no URL of a NATS server: {error}") from None
+        except ValueError:  # its text may have a part of a password
+            raise ConfigurationError(
+                "no URL of a NATS server: nats://[user:password@]host[:port]; in a password / ? # @ are %2F %3F %23 %40"
+            ) from None
         if parts.scheme not in {"nats", "tls+nats", "tls"} or not host:
             raise ConfigurationError(
                 "the URL of a NATS server is nats://[user:password@]host[:port], or tls+nats://…"
@@ -92,22 +95,12 @@ async def dial(server: Server, options: LinkOptions) -> tuple[trio.abc.Stream, P
     try:
         with trio.fail_after(options.timeout):
             return await _dial(server, options)
+    except BrokerDown as error:
+        raise BrokerDown(f"NATS at {server}: {error}") from None
     except trio.TooSlowError:
         raise BrokerDown(f"NATS at {server}: no answer within {options.timeout:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
-        raise BrokerDown(f"NATS at {server}: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """What the system said, below what Trio has wrapped it in."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            break
-    return str(error) or type(error).__name__
+        raise BrokerDown(f"NATS at {server}: {words(error)}") from error
 
 
 async def _dial(server: Server, options: LinkOptions) -> tuple[trio.abc.Stream, Parser, dict[str, Any]]:
@@ -118,7 +111,7 @@ async def _dial(server: Server, options: LinkOptions) -> tuple[trio.abc.Stream, 
             stream = await _encrypt(stream, server, options)
         info = await _first_info(stream, parser)
         if not options.tls_first and (server.tls or options.tls is not None or info.get("tls_required")):
-            _check_plain(server, parser, info)
+            _check_plain(parser, info)
             stream = await _encrypt(stream, server, options)
     except BaseException:
         with trio.CancelScope(shield=True):
@@ -127,12 +120,12 @@ async def _dial(server: Server, options: LinkOptions) -> tuple[trio.abc.Stream, 
     return stream, parser, info
 
 
-def _check_plain(server: Server, parser: Parser, info: dict[str, Any]) -> None:
+def _check_plain(parser: Parser, info: dict[str, Any]) -> None:
     """TLS can begin: nobody has taken it out of INFO, nor added anything behind it."""
     if not (info.get("tls_required") or info.get("tls_available")):
-        raise BrokerDown(f"NATS at {server} does not speak TLS, which it was to")
+        raise BrokerDown("it does not speak TLS, which it was to")
     if parser.held:
-        raise BrokerDown(f"NATS at {server} sent something before TLS began")
+        raise BrokerDown("it sent something before TLS began")
 
 
 async def _encrypt(stream: trio.abc.Stream, server: Server, options: LinkOptions) -> trio.abc.Stream:
@@ -146,7 +139,7 @@ async def _first_info(stream: trio.abc.Stream, parser: Parser) -> dict[str, Any]
     while True:
         data = await stream.receive_some(READ)
         if not data:
-            raise BrokerDown("the NATS server has closed the connection before it said anything")
+            raise BrokerDown("it has closed the connection before it said anything")
         items = parser.feed(bytes(data))
         if items:
             first = items[0]

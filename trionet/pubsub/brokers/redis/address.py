@@ -41,8 +41,10 @@ def parse_url(url: str) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"no URL of a Redis: {error}; write {_FORMS}") from None
+    except ValueError:  # its text may have a part of a password
+        raise ConfigurationError(
+            f"no URL of a Redis: write {_FORMS}; in a password / ? # @ are %2F %3F %23 %40"
+        ) from None
     query = parse_qs(parts.query, keep_blank_values=True)
     if unknown := set(query) - {"db"}:
         raise ConfigurationError(f"a Redis URL has no {', '.join(sorted(unknown))}: {_FORMS}")

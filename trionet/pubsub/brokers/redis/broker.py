@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import secrets
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -30,13 +28,14 @@ from typing import Final, Literal
 
 import trio
 
-from trionet.errors import BrokerDown, BrokerError, ConfigurationError
-from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
+from trionet.errors import BrokerError, ConfigurationError
+from trionet.pubsub.broker import PAGE, Receiver, wall_clock
+from trionet.pubsub.brokers.linked import LinkedBroker
 from trionet.pubsub.brokers.redis.address import parse_url
 from trionet.pubsub.brokers.redis.keys import Keys, page_of, plain, position_of
 from trionet.pubsub.brokers.redis.link import Settings, Supervised
 from trionet.pubsub.brokers.redis.members import Members
-from trionet.pubsub.brokers.redis.resp import pack, require_hiredis
+from trionet.pubsub.brokers.redis.resp import Link, pack, require_hiredis
 from trionet.pubsub.brokers.redis.scripts import ONCE, PUBLISH
 from trionet.pubsub.brokers.redis.topics import Subscriptions
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position
@@ -47,13 +46,12 @@ __all__ = ["RedisBroker"]
 log = logging.getLogger("trionet.pubsub")
 
 KEY_AGE: Final = 300_000  # milliseconds in which publishing again with the same key changes nothing
-RETRY_FOR: Final = 270.0  # seconds after which what may have arrived is not published again by itself
 REMEMBER: Final = 7 * 86_400.0
 _LAST: Final = 10_000  # topics whose last publication is remembered, and keys to be removed
 _SETTLED: Final = 64  # keys of ours that have done their work, and are removed together
 
 
-class RedisBroker(Broker):
+class RedisBroker(LinkedBroker):
     """Publications, histories and members are in Redis; see the module. `url` as in `open_broker`.
 
     `timeout`: seconds in which a server that does not answer is given up; `ping_interval`: between signs of life (at
@@ -78,11 +76,9 @@ class RedisBroker(Broker):
         client_name: str = "",
     ) -> None:
         require_hiredis()
-        if when_down not in {"error", "queue"}:
-            raise ConfigurationError(f'when_down is "error" or "queue", not {when_down!r}')
-        if min(timeout, ping_interval) <= 0 or max_waiting < 0 or remember < 60:
+        super().__init__(rules, when_down, max_waiting)
+        if min(timeout, ping_interval) <= 0 or remember < 60:
             raise ConfigurationError("timeout and ping_interval are more than 0, remember is 60 at least")
-        self.rules = as_rules(rules)
         longest = max(
             (options.history.age for _, options in self.rules if options.history is not None), default=0
         )
@@ -106,42 +102,22 @@ class RedisBroker(Broker):
         )
         self._commands = Supervised(settings, "commands", self._changed)
         self._members = Members(self._keys, self._commands)
-        self._queue = when_down == "queue"
-        self._max_waiting = max_waiting
-        self._waiting = 0
-        self._node = secrets.token_hex(6)
-        self._serial = 0
         self._settled: list[str] = []
-        self._last: dict[
-            str, Position
-        ] = {}  # where the last publications made here stand: Redis may forget them
-        self._running_now = False
-        self._up = False
-        self._since = 0.0
-        self._reconnects = -1
-        self._error = ""
+        self._last: dict[str, Position] = {}  # where what was published here last stands: Redis may forget it
 
     # ----------------------------------------------------------------- state
 
-    @property
-    def state(self) -> BrokerState:
-        link = self._commands.link
-        return BrokerState(
-            up=self._up,
-            since=self._since,
-            lag=link.lag if link is not None else None,
-            reconnects=max(0, self._reconnects),
-            error=self._error,
-        )
+    def _lag(self) -> float | None:
+        return self._commands.link.lag if self._commands.link is not None else None
+
+    def _open(self) -> trio.Event:
+        return self._commands.up
 
     def _changed(self) -> None:
-        up = self._live.link is not None and self._commands.link is not None
-        if not up and (self._up or self._since):
-            self._error = str((self._live if self._live.link is None else self._commands).error)
-        if up != self._up:
-            self._up = up
-            self._since = now()
-            self._reconnects += up
+        if self._live.link is not None and self._commands.link is not None:
+            self._went_up()
+        elif self._ups:
+            self._went_down(str((self._live if self._live.link is None else self._commands).error))
 
     async def _wait_room(self) -> None:
         if self._topics.receiver is not None:
@@ -152,70 +128,35 @@ class RedisBroker(Broker):
 
     @asynccontextmanager
     async def _run(self, receiver: Receiver) -> AsyncIterator[None]:
-        if self._running_now:
-            raise trio.BusyResourceError("this broker runs already")
-        self._running_now = True
-        self._reconnects = -1
-        self._error = ""
-        self._topics.receiver = receiver
         failure: BrokerError | None = None
-        try:
-            async with trio.open_nursery() as nursery:
+        with self._life():
+            self._topics.clear()
+            self._topics.receiver = receiver
+            try:
+                async with trio.open_nursery() as nursery:
+                    for part in (self._commands, self._live):
+                        failure = failure or await nursery.start(part.run)
+                    if failure is None:
+                        nursery.start_soon(self._members.sweep)
+                        nursery.start_soon(self._forget_keys)
+                        yield
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._topics.receiver = None
                 for part in (self._commands, self._live):
-                    failure = failure or await nursery.start(part.run)
-                if failure is None:
-                    nursery.start_soon(self._members.sweep)
-                    nursery.start_soon(self._forget_keys)
-                    yield
-                nursery.cancel_scope.cancel()
-        finally:
-            self._running_now = False
-            self._topics.receiver = None
-            for part in (self._commands, self._live):
-                part.error = BrokerDown("the broker does not run")
-                part.up.set()  # who waits in the queue learns of it
-                part.up = trio.Event()
-            if failure is None:
-                self._error = "it was left"
+                    part.leave()
         if failure is not None:
             raise failure
 
     # ------------------------------------------------------------ publishing
 
-    async def publish(
-        self, topic: str, data: bytes, *, key: str = "", tag: str = "", origin: str = ""
-    ) -> Position:
-        check_topic(topic)
-        if not self._queue:
-            return await self._publish(topic, data, key, tag, origin)
-        own = not key
-        if own:
-            self._serial += 1
-            key = f"{self._node}.{self._serial}"
-        sent: float | None = None
-        while True:
-            if sent is None and self._commands.link is not None:
-                sent = now()
-            try:
-                position = await self._publish(topic, data, key, tag, origin)
-            except BrokerDown as error:
-                await self._wait_up(error)
-                if sent is not None and now() - sent > RETRY_FOR:
-                    raise BrokerDown(
-                        f"{error}; since then its key may be forgotten, so it is not tried again"
-                    ) from error
-                continue
-            if own:
-                self._settled.append(self._keys.key(topic, key))
-                if len(self._settled) >= _SETTLED:
-                    self._unlink_settled()
-            return position
-
     async def _publish(self, topic: str, data: bytes, key: str, tag: str, origin: str) -> Position:
-        limits = self.rules.of(topic).history
-        keys = self._keys
         link = self._commands.require()
-        if limits is None:
+        if self.rules.of(topic).history is not None:
+            position = await self._publish_kept(link, topic, data, key, tag, origin)
+        else:
+            position = NOWHERE
+            keys = self._keys
             payload = plain(data, wall_clock(), tag, origin)
             command = (
                 keys.run(ONCE, [keys.key(topic, key)], keys.channel(topic), payload, KEY_AGE)
@@ -223,7 +164,18 @@ class RedisBroker(Broker):
                 else pack("PUBLISH", keys.channel(topic), payload)
             )
             await self._commands.call(link, command)
-            return NOWHERE
+        if key.startswith(self._own):
+            self._settled.append(self._keys.key(topic, key))
+            if len(self._settled) >= _SETTLED:
+                self._unlink_settled()
+        return position
+
+    async def _publish_kept(
+        self, link: Link, topic: str, data: bytes, key: str, tag: str, origin: str
+    ) -> Position:
+        keys = self._keys
+        limits = self.rules.of(topic).history
+        assert limits is not None
         command = keys.run(
             PUBLISH,
             [*keys.line(topic), keys.key(topic, key)] if key else keys.line(topic),
@@ -244,21 +196,6 @@ class RedisBroker(Broker):
         if len(self._last) > _LAST:
             del self._last[next(iter(self._last))]
         return position
-
-    async def _wait_up(self, error: BrokerDown) -> None:
-        """Wait until it is worth to try again. Raises `error` where nobody may wait."""
-        if not self._running_now:
-            raise error
-        if self._waiting >= self._max_waiting:
-            raise BrokerDown(f"{error}; {self._waiting} publishers wait for it already") from error
-        self._waiting += 1
-        try:
-            if self._commands.link is None:
-                await self._commands.up.wait()
-            else:  # it is there, and refuses for the time being
-                await trio.sleep(random.uniform(0.05, 0.5))
-        finally:
-            self._waiting -= 1
 
     def _unlink_settled(self) -> None:
         """Keys made here are needed as long as their publication may be tried again, which is short."""
@@ -314,4 +251,4 @@ class RedisBroker(Broker):
         return await self._members.members(topic)
 
     def __repr__(self) -> str:
-        return f"<RedisBroker {self._commands.address} {'up' if self._up else 'down'}>"
+        return f"<RedisBroker {self._commands.address} {'up' if self._up.is_set() else 'down'}>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -12,6 +11,8 @@ import attrs
 import trio
 
 from trionet.errors import BrokerDown, BrokerError
+from trionet.pubsub.broker import now
+from trionet.pubsub.brokers.linked import Backoff, words
 from trionet.pubsub.brokers.redis.address import Address, open_stream
 from trionet.pubsub.brokers.redis.resp import Link, error_of, pack
 from trionet.pubsub.brokers.redis.scripts import SCRIPTS
@@ -21,8 +22,6 @@ __all__ = ["Server", "Supervised"]
 log = logging.getLogger("trionet.pubsub")
 
 OLDEST: Final = (6, 2)  # of Redis; Valkey, which began with 7.2, says 7.2.4 for ever
-FIRST_DELAY: Final = 0.05  # seconds
-LONGEST_DELAY: Final = 2.0
 
 
 @attrs.frozen
@@ -76,7 +75,7 @@ class Supervised:
     def require(self) -> Link:
         """The link. Raises `BrokerDown`."""
         if self.link is None:
-            raise BrokerDown(f"Redis at {self.address} cannot be reached now: {self.error}")
+            raise BrokerDown(f"Redis at {self.address}: {self.error}")
         return self.link
 
     @property
@@ -114,6 +113,12 @@ class Supervised:
             raise error_of(reply)
         return reply
 
+    def leave(self) -> None:
+        """The broker was left: who waits for it learns of it."""
+        self.error = BrokerDown("the broker was left")
+        self.up.set()
+        self.up = trio.Event()
+
     def tell(self, command: bytes, names: int) -> None:
         """Send one UNSUBSCRIBE or the like, if there is a link, even one that is only being prepared."""
         link = self._coming
@@ -123,11 +128,12 @@ class Supervised:
     async def run(self, task_status: trio.TaskStatus[BrokerError | None] = trio.TASK_STATUS_IGNORED) -> None:
         """Started when the first attempt is decided: with None if it is up, else with the error, and then it ends."""
         started = False
-        failures = 0
+        since: float | None = None  # it is up
+        backoff = Backoff(f"redis {self.address}: the connection for {self._what}")
 
         def now_up() -> None:
-            nonlocal started, failures
-            failures = 0
+            nonlocal started, since
+            since = now()
             if started:
                 log.info("redis %s: the connection for %s is up again", self.address, self._what)
             else:
@@ -137,15 +143,14 @@ class Supervised:
         while True:
             error = await self._once(now_up)
             if not started:
-                task_status.started(error)
+                task_status.started(type(error)(f"Redis at {self.address}: {error}"))
                 return
-            level = logging.DEBUG if failures else logging.WARNING  # once for an outage
+            level = logging.DEBUG if since is None else logging.WARNING  # once for an outage
             log.log(level, "redis %s: the connection for %s is down: %s", self.address, self._what, error)
             self.error = error
             self._changed()
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(failures, 16))
-            failures += 1
-            await trio.sleep(random.uniform(0, delay))  # full jitter: processes do not come back together
+            await trio.sleep(backoff.pause(str(error), None if since is None else now() - since))
+            since = None
 
     async def _once(self, now_up: Callable[[], None]) -> BrokerError:
         """One connection, from its beginning to its end. Returns why it ended."""
@@ -154,9 +159,9 @@ class Supervised:
             with trio.fail_after(settings.timeout):
                 stream = await open_stream(settings.address, settings.context)
         except trio.TooSlowError:
-            return BrokerDown(f"Redis at {settings.address} did not answer within {settings.timeout:g} s")
-        except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
-            return BrokerDown(f"Redis at {settings.address} cannot be reached: {reason_of(error)}")
+            return BrokerDown(f"it does not answer within {settings.timeout:g} s")
+        except (OSError, trio.BrokenResourceError) as error:
+            return BrokerDown(words(error))
         link = Link(stream, timeout=settings.timeout, ping_interval=settings.ping_interval, **self._options)
         self._coming = link
         result: BrokerError = link.error
@@ -208,22 +213,18 @@ class Supervised:
         commands += [pack("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
         commands += [pack("INFO", "server"), pack("INFO", "persistence")]
         greeting, *replies, server, persistence = await link.post(commands).wait()
+        if "unknown command" in str(greeting):
+            raise BrokerError("it knows no HELLO, so it is older than Redis 6")
         for reply in (greeting, *replies):
             if isinstance(reply, Exception):
                 raise error_of(reply)
+        if not isinstance(greeting, dict):
+            raise BrokerDown(f"what answers is not Redis: {greeting!r:.80}")
         version = text_of(greeting.get(b"version", b"0"))
         if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
             raise BrokerError(f"Redis {version} is too old: 6.2 is the oldest that will do")
         known = info_of(server) | info_of(persistence)
         return Server(known.get("run_id", ""), known.get("aof_enabled") == "1")
-
-
-def reason_of(error: BaseException) -> BaseException:
-    """What is beneath Trio's errors: of several attempts the first."""
-    cause = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    return cause or error
 
 
 def text_of(value: object) -> str:

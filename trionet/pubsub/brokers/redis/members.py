@@ -118,9 +118,18 @@ class Members:
         return {name[1:].decode(): info for name, info in pairs if name.startswith(b"i")}
 
     async def sweep(self) -> None:
-        """Take out owners that have expired, for as long as it runs."""
+        """Take out owners that have expired, for as long as it runs.
+
+        When Redis was away for long all have. So those who are there are given time to say so before anybody leaves.
+        """
+        link = self._commands.link
         while True:
             await trio.sleep(random.uniform(0.8, 1.2) * TICK)
+            if self._commands.link is None:
+                continue
+            if self._commands.link is not link:
+                link = self._commands.link
+                await trio.sleep(LEASE)
             try:
                 while await self._sweep_some() >= TOPICS:
                     pass

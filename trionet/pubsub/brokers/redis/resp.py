@@ -52,9 +52,9 @@ _ADVICE: Final = {
 
 
 def require_hiredis() -> None:
-    """Raises `ConfigurationError` if hiredis is not installed."""
-    if hiredis is None:
-        raise ConfigurationError("Redis needs the parser hiredis: pip install 'trionet[redis]'")
+    """Raises `ConfigurationError` if hiredis is not installed, or too old to tell pushes from answers."""
+    if not hasattr(hiredis, "PushNotification"):
+        raise ConfigurationError("Redis needs the parser hiredis, 3.2 or later: pip install 'trionet[redis]'")
 
 
 def pack(*words: str | bytes | float) -> bytes:
@@ -222,8 +222,11 @@ class Link:
         pinged = trio.current_time()
         ping: Call | None = None
         while True:
-            await trio.sleep(self.timeout / 20)
+            due = trio.current_time() + self.timeout / 20
+            await trio.sleep_until(due)
             now = trio.current_time()
+            if now - due > self.timeout / 4:
+                self._heard = now  # it is we who stood still: what it says may lie there unread
             if self._paused:
                 continue
             if ping is not None and ping.done.is_set():
@@ -266,7 +269,13 @@ class Link:
     def _take(self, reader: Any) -> None:
         """Hand on all that has come."""
         push = hiredis.PushNotification
-        while (reply := reader.gets()) is not _NOTHING:
+        while True:
+            try:
+                reply = reader.gets()
+            except TypeError as error:  # a map whose keys are lists, or the like
+                raise hiredis.ProtocolError(str(error)) from error
+            if reply is _NOTHING:
+                return
             if reply.__class__ is push:
                 if reply[0] in _MESSAGES:
                     if self._on_push is not None:

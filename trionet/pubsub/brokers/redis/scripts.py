@@ -200,6 +200,9 @@ return gone(KEYS[2], ARGV[1], ARGV[2])
 
 # KEYS: owners, members. ARGV: ttl ms, life s, then member and owner by turns. Returns the indexes of the unknown.
 _REFRESH: Final = """
+-- First what a full Redis does not refuse: what follows a write in a script is not refused either.
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
 local unknown = {}
 for i = 3, #ARGV, 2 do
   local entry = #ARGV[i] .. ':' .. ARGV[i] .. ARGV[i + 1]
@@ -209,8 +212,6 @@ for i = 3, #ARGV, 2 do
     unknown[#unknown + 1] = (i - 3) / 2
   end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
 return unknown
 """
 

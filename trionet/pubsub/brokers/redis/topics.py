@@ -75,6 +75,13 @@ class Subscriptions:
         at = self._at.get(topic, NOWHERE)
         return NOWHERE if isinstance(at, _Fresh) else at
 
+    def clear(self) -> None:
+        """Begin anew, subscribed to nothing."""
+        self._at.clear()
+        self._patterns.clear()
+        self._behind.clear()
+        self._measure()
+
     # ---------------------------------------------------------- subscribing
 
     async def attach(self, link: Link, server: Server, topics: Sequence[str]) -> None:
