@@ -108,6 +108,7 @@ from trionet.protocols.websocket import WebSocketHandler as WebSocketHandler
 from trionet.protocols.websocket import WebSocketProtocol as WebSocketProtocol
 from trionet.pubsub.broker import Broker as Broker
 from trionet.pubsub.broker import BrokerState as BrokerState
+from trionet.pubsub.broker import Receiver as Receiver
 from trionet.pubsub.broker import open_broker as open_broker
 from trionet.pubsub.broker import open_publisher as open_publisher
 from trionet.pubsub.brokers.memory import MemoryBroker as MemoryBroker
@@ -212,6 +213,7 @@ __all__ = [
     "ProxyHeader",
     "ProxyProtocol",
     "Publication",
+    "Receiver",
     "Reconnecting",
     "Registry",
     "Rejection",

@@ -70,7 +70,7 @@ class Notifications(BusHandler):
 
     async def authenticate(self, ws: trionet.WebSocket, request: trionet.Request) -> str | None:
         """Who has this cookie. Others may connect, which tells their page why: they may not subscribe to anything."""
-        return self.sessions.user("; ".join(request.headers.get("cookie", [])))
+        return self.sessions.user(request.cookies)
 
     async def may_subscribe(self, user: str | None, topic: str) -> bool:
         """See the class."""

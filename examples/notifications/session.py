@@ -12,6 +12,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,12 +59,10 @@ class Sessions:
         more = "; Secure" if secure else ""
         return f"{COOKIE}={value}; Path=/; Max-Age={duration}; HttpOnly; SameSite=Lax{more}"
 
-    def user(self, header: str) -> str | None:
-        """Who is logged in, by the Cookie header of a request; None if nobody, or the cookie is forged or too old."""
-        for pair in header.split(";"):
-            key, _, value = pair.strip().partition("=")
-            text, _, signature = value.rpartition(":")
-            if key == COOKIE and hmac.compare_digest(signature.encode(), self._sign(text).encode()):
-                name, _, until = text.partition(":")
-                return name if int(until) > time.time() else None
-        return None
+    def user(self, cookies: Mapping[str, str]) -> str | None:
+        """Who is logged in, by the cookies of a request; None if nobody, or the cookie is forged or too old."""
+        text, _, signature = cookies.get(COOKIE, "").rpartition(":")
+        if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
+            return None
+        name, _, until = text.partition(":")
+        return name if int(until) > time.time() else None

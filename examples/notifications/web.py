@@ -65,7 +65,7 @@ class Web:
 
     def user(self, request: trionet.HttpRequest) -> str:
         """Who asks. Raises `Rejection`."""
-        user = self._handler.sessions.user(request.headers.get("cookie", ""))
+        user = self._handler.sessions.user(request.cookies)
         if user is None:
             raise Rejection(401, body="Log in first.\n")
         return user

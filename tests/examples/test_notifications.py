@@ -25,6 +25,7 @@ from examples.notifications.session import Sessions, read_secret
 from examples.notifications.shared import socket_of
 from examples.notifications.storage import open_storage, routes
 from trionet.errors import BrokerDown
+from trionet.wire.cookies import parse_cookies
 
 SECRET = b"s" * 32
 
@@ -218,7 +219,7 @@ def cookie_of(sessions, name="ada", **options):
 def test_a_cookie_says_who_it_is():
     """Among others, and not to scripts nor to other sites."""
     sessions = Sessions(SECRET)
-    assert sessions.user(f"theme=dark; {cookie_of(sessions)}; x") == "ada"
+    assert sessions.user(parse_cookies([f"theme=dark; {cookie_of(sessions)}; x"])) == "ada"
     assert {"HttpOnly", "SameSite=Lax", "Path=/"} < set(sessions.begin("ada").split("; "))
     assert "Secure" in sessions.begin("ada", secure=True).split("; ")
 
@@ -240,7 +241,7 @@ def test_a_cookie_says_who_it_is():
 def test_a_forged_cookie_is_nobody(forge):
     """Whatever part of it was changed."""
     sessions = Sessions(SECRET)
-    assert sessions.user(forge(cookie_of(sessions))) is None
+    assert sessions.user(parse_cookies([forge(cookie_of(sessions))])) is None
 
 
 def test_a_cookie_ends(monkeypatch):
@@ -249,7 +250,7 @@ def test_a_cookie_ends(monkeypatch):
     cookie = cookie_of(sessions)
     later = time.time() + 8 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
-    assert sessions.user(cookie) is None
+    assert sessions.user(parse_cookies([cookie])) is None
 
 
 def test_the_secret_stays_and_is_ours_alone(tmp_path):

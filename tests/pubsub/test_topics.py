@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trionet.errors import ConfigurationError, TopicError
+from trionet.pubsub.broker import open_broker
 from trionet.pubsub.topics import (
     HistoryLimits,
     TopicOptions,
@@ -108,3 +109,11 @@ def test_a_set_of_topics_wants_what_its_names_and_patterns_fit(steps, topic):
     assert all(name in topics for name in model)
     fits = (topic.startswith(name[:-1]) if is_pattern(name) else topic == name for name in model)
     assert topics.wants(topic) == any(fits)
+
+
+def test_an_option_that_an_engine_does_not_have_is_named():
+    """It is an error of the settings, which names the engine and the option."""
+    with pytest.raises(
+        ConfigurationError, match="memory broker: got an unexpected keyword argument 'replicas'"
+    ):
+        open_broker("memory", replicas=3)

@@ -13,6 +13,7 @@ from trionet.errors import ConfigurationError, Rejection
 from trionet.net.connection import Connection
 from trionet.protocols.forwarded import find_client
 from trionet.protocols.http_body import BodyStream, RequestBody
+from trionet.wire.cookies import parse_cookies
 from trionet.wire.forwarded import Client, TrustedProxies
 from trionet.wire.http1 import encode_fields, phrase, refuse
 from trionet.wire.request import Request
@@ -91,6 +92,11 @@ class HttpRequest:
     def host(self) -> str:
         """The authority the client asked for, in lower case; empty if HTTP/1.0 left it out."""
         return self._head.host
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies that came, by name; of two with one name the first (RFC 6265, 5.4)."""
+        return parse_cookies([self.headers.get("cookie", "")])
 
     @property
     def last_event_id(self) -> str:

@@ -16,6 +16,7 @@ What every one of them promises to the process that runs it (`Receiver`), whatev
 from __future__ import annotations
 
 import abc
+import inspect
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -212,7 +213,7 @@ def open_broker(
     if url is None:
         url = place.broker or ("memory" if place.workers == 1 else "local")
     scheme = url.partition(":")[0]
-    given = {"rules": as_rules(rules), **options}
+    options["rules"] = as_rules(rules)
     if scheme == "memory":
         from trionet.pubsub.brokers.memory import MemoryBroker
 
@@ -221,7 +222,8 @@ def open_broker(
                 f"the memory broker does not reach beyond its process, and there are {place.workers} workers: what one "
                 "publishes the others would not see; use --broker local, or a redis:// or nats:// URL"
             )
-        return MemoryBroker(**given)
+        return _made(MemoryBroker, scheme, options)
+    options["when_down"] = when_down
     if scheme == "local":
         from trionet.pubsub.brokers.local import LocalBroker
 
@@ -231,18 +233,26 @@ def open_broker(
                 "there is no local broker here: it is served by trionet serve --broker local; "
                 "elsewhere write local:/path/of/its/socket"
             )
-        return LocalBroker(path, when_down=when_down, **given)
+        return _made(LocalBroker, scheme, options, path)
     if scheme in {"redis", "rediss", "valkey", "valkeys", "redis+unix"}:
         from trionet.pubsub.brokers.redis import RedisBroker
 
-        return RedisBroker(url, when_down=when_down, **given)
+        return _made(RedisBroker, scheme, options, url)
     if scheme in {"nats", "tls+nats"}:
         from trionet.pubsub.brokers.nats import NatsBroker
 
-        return NatsBroker(url, when_down=when_down, **given)
+        return _made(NatsBroker, scheme, options, url)
     raise ConfigurationError(
         f"unknown broker {urlsplit(url).scheme or url!r}: memory, local, redis://…, rediss://… or nats://…"
     )
+
+
+def _made(kind: type[Broker], scheme: str, options: dict[str, Any], *where: str) -> Broker:
+    try:
+        inspect.signature(kind).bind(*where, **options)
+    except TypeError as error:
+        raise ConfigurationError(f"{scheme} broker: {error}") from None
+    return kind(*where, **options)
 
 
 def wall_clock() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trionet.wire.cookies import parse_cookies
 from trionet.wire.tokens import has_element, tokens
 
 __all__ = ["Request"]
@@ -115,6 +116,11 @@ class Request:
         Bytes above 127 are decoded as ISO 8859-1. A fresh copy: changing it changes nothing.
         """
         return {name: values[:] for name, values in self._headers.items()}
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies that came, by name; a fresh dict. Where ``cookie`` is a declared header, as it is by default."""
+        return parse_cookies(self._headers.get("cookie", ()))
 
     @property
     def subprotocols(self) -> tuple[str, ...]:

@@ -5,30 +5,43 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 import trio
 
 from trionet.errors import BrokerDown
 from trionet.pubsub.broker import PAGE, Broker, BrokerState, Receiver, as_rules, now, wall_clock
 from trionet.pubsub.publication import NOWHERE, HistoryPage, Position
-from trionet.pubsub.store import Change, Store, Uptime
+from trionet.pubsub.store import KEY_AGE, MAX_BYTES, MAX_KEYS, Change, Store, Uptime
 from trionet.pubsub.topics import TopicOptions, TopicRules, TopicSet, check_topic, is_pattern
 
 __all__ = ["MemoryBroker"]
 
 
 class MemoryBroker(Broker):
-    """Keeps everything in this process and loses it with it. Other options are those of `Store`: sizes and ages."""
+    """Keeps everything in this process and loses it with it.
+
+    `max_bytes`: of all histories together. `max_keys`, `key_age` (seconds): idempotency keys that are known.
+    """
 
     name = "memory"
 
     def __init__(
-        self, *, rules: TopicRules | Mapping[str, TopicOptions] | None = None, **options: Any
+        self,
+        *,
+        rules: TopicRules | Mapping[str, TopicOptions] | None = None,
+        max_bytes: int = MAX_BYTES,
+        max_keys: int = MAX_KEYS,
+        key_age: float = KEY_AGE,
     ) -> None:
         self.rules = as_rules(rules)
         self._topics = TopicSet()
-        self.store = Store(secrets.token_hex(4), self._topics.__contains__, **options)
+        self.store = Store(
+            secrets.token_hex(4),
+            self._topics.__contains__,
+            max_bytes=max_bytes,
+            max_keys=max_keys,
+            key_age=key_age,
+        )
         self._uptime = Uptime()
         self._receiver: Receiver | None = None
         self._state = BrokerState(up=False, since=0.0)
