@@ -55,6 +55,8 @@ def interpreters() -> dict[str, Path]:
 
 FOUND = interpreters()
 OLDEST, NEWEST = next(iter(FOUND), SUPPORTED[0]), next(reversed(FOUND), SUPPORTED[-1])
+# Tests start hundreds of interpreters, which would compile everything each time where PYTHONDONTWRITEBYTECODE is set.
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 # nox and uv look on PATH only; the folders go in front so that a broken shim is not met first.
 _folders = dict.fromkeys(str(path.parent) for path in FOUND.values())
 os.environ["PATH"] = os.pathsep.join([*_folders, os.environ["PATH"]])

@@ -2,9 +2,9 @@
 """What the Redis broker costs: publishing, receiving, reading back, and being attached again, with a server of its own.
 
 Processor time is counted apart for this process and for Redis; on a machine that does other things only that is worth
-something. Needs redis-server and hiredis.
+something. Needs redis-server and hiredis; with --local neither, and measures the local broker instead.
 
-python tests/bench/redis_broker.py [--topics 100000] [--appendonly]
+python tests/bench/redis_broker.py [--topics 100000] [--appendonly | --local]
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ async def publish(broker: Broker) -> None:
 
 async def measure(url: str, pid: int, topics: int, cut) -> None:
     broker = open_broker(url)
+    engine = {"redis": "Redis"}.get(broker.name, "its process")
     async with broker.running(Receiver()):
         clock = Clock(pid)
         await publish(broker)
         gone, ours, theirs = clock.gone()
-        each = f"here {ours / COUNT * 1e6:.1f} us, Redis {theirs / COUNT * 1e6:.1f} us"
+        each = f"here {ours / COUNT * 1e6:.1f} us, {engine} {theirs / COUNT * 1e6:.1f} us"
         print(f"publish, {TASKS} tasks      {COUNT / gone:10,.0f} /s   {each}")
         times = []
         for _ in range(2000):
@@ -104,19 +105,24 @@ async def measure(url: str, pid: int, topics: int, cut) -> None:
         clock = Clock(pid)
         await trio.run_process([sys.executable, __file__, "--publish", url])
         await receiver.enough.wait()
-        print(f"receive                {clock.gone()[1] / COUNT * 1e6:10.1f} us here")
+        _, ours, theirs = clock.gone()
+        print(f"receive                {ours / COUNT * 1e6:10.1f} us here")
+        if engine != "Redis":
+            print(f"publish and deliver    {theirs / COUNT * 1e6:10.1f} us in {engine}")
 
     broker = open_broker(url)
     async with broker.running(Receiver()):
         clock = Clock(pid)
         await broker.subscribe([f"mail:{number}" for number in range(topics)])
         print(f"subscribe to {topics:<9,} {clock.gone()[0]:10.2f} s")
+        if cut is None:
+            return
         cut()
         clock = Clock(pid)
         while broker.state.reconnects == 0:
             await trio.sleep(0.002)
         gone, ours, theirs = clock.gone()
-        print(f"the same after a break {gone:10.2f} s    here {ours:.2f} s, Redis {theirs:.2f} s")
+        print(f"the same after a break {gone:10.2f} s    here {ours:.2f} s, {engine} {theirs:.2f} s")
 
 
 async def publish_only(url: str) -> None:
@@ -129,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--topics", type=int, default=100_000)
     parser.add_argument("--appendonly", action="store_true")
+    parser.add_argument("--local", action="store_true", help="measure the local broker")
     parser.add_argument("--publish", metavar="URL", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable()  # of a connection that is cut on purpose
@@ -137,20 +144,22 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/s"
-        command = f"redis-server --port 0 --unixsocket {path} --dir {folder} --save  --loglevel warning --appendonly"
-        server = subprocess.Popen(
-            [*command.split(" "), "yes" if args.appendonly else "no"], stdout=subprocess.DEVNULL
-        )
+        if args.local:
+            command = f"{sys.executable} -m trionet broker {path} --log-level error"
+        else:
+            command = f"redis-server --port 0 --unixsocket {path} --dir {folder} --save  --loglevel warning"
+            command += f" --appendonly {'yes' if args.appendonly else 'no'}"
+        server = subprocess.Popen(command.split(" "), stdout=subprocess.DEVNULL)
         try:
             while not os.path.exists(path):
                 time.sleep(0.05)
             kill = ["redis-cli", "-s", path, "client", "kill", "type", "pubsub"]
             trio.run(
                 measure,
-                f"redis+unix://{path}",
+                f"local:{path}" if args.local else f"redis+unix://{path}",
                 server.pid,
                 args.topics,
-                lambda: subprocess.run(kill, check=True, stdout=subprocess.DEVNULL),
+                None if args.local else lambda: subprocess.run(kill, check=True, stdout=subprocess.DEVNULL),
             )
         finally:
             server.kill()

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from trionet.protocols.channel import PreparedMessage, WebSocket
 from trionet.pubsub.bus import Bus
-from trionet.pubsub.publication import Publication
+from trionet.pubsub.publication import Position, Publication
 from trionet.wire.bus import encode_data
 
 __all__ = ["CONTROL", "ControlledBus", "Orders"]
@@ -49,6 +49,14 @@ class ControlledBus(Bus[WebSocket, PreparedMessage]):
     async def tell(self, order: str, **arguments: Any) -> None:
         """Have all processes do it, this one too. Raises `BrokerError`."""
         await self.broker.publish(CONTROL, encode_data({"do": order, **arguments}))
+
+    def interrupted(self, topic: str, position: Position) -> None:
+        if topic == CONTROL:
+            log.warning(
+                "the broker has lost its past: orders to disconnect users may not have reached this process"
+            )
+        else:
+            super().interrupted(topic, position)
 
     def deliver(self, publication: Publication) -> None:
         if not publication.topic.startswith(RESERVED):
