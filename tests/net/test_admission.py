@@ -802,7 +802,7 @@ def test_256_descriptors_and_a_thousand_clients(most, action):
         connections, held, shortages, polls = look()
         assert connections == 150 if action else 150 < connections < 256
         assert held <= 60  # looks in a second, the shortest cool-downs included
-        assert shortages <= 15
+        assert shortages <= 60  # every 0.1 s, and once more for each descriptor that came free; not thousands
         assert polls <= 400
         for sock in clients:
             sock.close()
