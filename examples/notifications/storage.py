@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import logging
 import os
@@ -164,14 +165,13 @@ def routes(storage: Storage) -> dict[str, trionet.Responder]:
 
 async def stay_connected(broker: trionet.Broker) -> None:
     """Hold the connection to the bus, also to one that is not there at first: mails are taken in meanwhile."""
-    level = logging.WARNING
-    while True:
+    for attempt in itertools.count(1):
         try:
             async with trionet.open_publisher(broker):
                 await trio.sleep_forever()
         except BrokerError as error:
-            log.log(level, "there is no bus yet: %s", error)
-        level = logging.DEBUG  # once is enough
+            # Once is enough; and not at once, for the workers, who may bring it, start at the same time as we.
+            log.log(logging.WARNING if attempt == 6 else logging.DEBUG, "there is no bus yet: %s", error)
         await trio.sleep(0.5)
 
 
