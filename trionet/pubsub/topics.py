@@ -129,30 +129,27 @@ class TopicRules:
     """
 
     def __init__(self, rules: Mapping[str, TopicOptions] | None = None) -> None:
-        self._exact: dict[str, TopicOptions] = {}
-        self._prefixes: dict[str, TopicOptions] = {"": TopicOptions()}
-        for topic, options in (rules or {}).items():
+        self._rules = {"*": TopicOptions(), **(rules or {})}
+        for rule, options in self._rules.items():
             if not isinstance(options, TopicOptions):
-                raise ConfigurationError(f"the rule for {topic!r} is no TopicOptions")
-            check_topic(topic, pattern=True)
-            if is_pattern(topic):
-                self._prefixes[topic[:-1]] = options
-            else:
-                self._exact[topic] = options
-        self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
+                raise ConfigurationError(f"the rule for {rule!r} is no TopicOptions")
+            check_topic(rule, pattern=True)
+        self._patterns = {rule[:-1]: rule for rule in self._rules if is_pattern(rule)}
+        self._lengths = sorted({len(beginning) for beginning in self._patterns}, reverse=True)
+
+    def rule(self, topic: str) -> str:
+        """The name or pattern of the rule that holds for `topic`."""
+        if topic in self._rules:
+            return topic
+        for length in self._lengths:
+            rule = self._patterns.get(topic[:length])
+            if rule is not None:
+                return rule
+        raise AssertionError("the empty beginning of * fits")  # pragma: no cover
 
     def of(self, topic: str) -> TopicOptions:
         """The options of `topic`."""
-        found = self._exact.get(topic)
-        if found is not None:
-            return found
-        for length in self._lengths:
-            found = self._prefixes.get(topic[:length])
-            if found is not None:
-                return found
-        raise AssertionError("the empty prefix fits")  # pragma: no cover
+        return self._rules[self.rule(topic)]
 
     def __iter__(self) -> Iterator[tuple[str, TopicOptions]]:
-        yield from self._exact.items()
-        for prefix, options in self._prefixes.items():
-            yield prefix + "*", options
+        return iter(self._rules.items())

@@ -137,27 +137,16 @@ class Streams:
         if not prefix.replace("-", "").replace("_", "").isalnum() or not prefix.isascii():
             raise ConfigurationError(f"a prefix has letters, digits, - and _: {prefix!r}")
         self.prefix = prefix
-        self._exact: dict[str, Stream] = {}
-        self._prefixes: dict[str, Stream] = {}
+        self._rules = rules
         self._once = Stream(prefix, "once", None)
-        for rule, options in rules:
-            stream = Stream(prefix, _label(rule), options.history) if options.history else self._once
-            if is_pattern(rule):
-                self._prefixes[rule[:-1]] = stream
-            else:
-                self._exact[rule] = stream
-        self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
+        self._streams = {
+            rule: Stream(prefix, _label(rule), options.history) if options.history else self._once
+            for rule, options in rules
+        }
 
     def of(self, topic: str) -> Stream:
-        """The stream of `topic`: the one of the longest rule that fits, as in `TopicRules.of`."""
-        found = self._exact.get(topic)
-        if found is not None:
-            return found
-        for length in self._lengths:
-            found = self._prefixes.get(topic[:length])
-            if found is not None:
-                return found
-        raise AssertionError("the empty prefix fits")  # pragma: no cover
+        """The stream of `topic`."""
+        return self._streams[self._rules.rule(topic)]
 
     def everywhere(self, pattern: str) -> str:
         """Where to listen for a pattern: its topics may have different rules."""
@@ -165,7 +154,7 @@ class Streams:
 
     def __iter__(self) -> Iterator[Stream]:
         """Each stream once."""
-        return iter(dict.fromkeys([*self._exact.values(), *self._prefixes.values()]))
+        return iter(dict.fromkeys(self._streams.values()))
 
 
 def _label(rule: str) -> str:
