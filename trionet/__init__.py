@@ -21,7 +21,6 @@ from trionet.adapters.stream import StreamProtocol as StreamProtocol
 from trionet.bus import BusHandler as BusHandler
 from trionet.bus import bus_protocol as bus_protocol
 from trionet.bus import client_module as client_module
-from trionet.client.backoff import Backoff as Backoff
 from trionet.client.bus import BusClient as BusClient
 from trionet.client.bus import open_bus_client as open_bus_client
 from trionet.client.bus_requests import BusHistory as BusHistory
@@ -58,6 +57,7 @@ from trionet.net.admission import HandshakeRate as HandshakeRate
 from trionet.net.admission import LoopLag as LoopLag
 from trionet.net.admission import MemoryLimit as MemoryLimit
 from trionet.net.admission import PoolWait as PoolWait
+from trionet.net.backoff import Backoff as Backoff
 from trionet.net.connection import Connection as Connection
 from trionet.net.doorkeeper import PolicyStatistics as PolicyStatistics
 from trionet.net.engine import Engine as Engine

@@ -30,6 +30,7 @@ __all__ = [
     "TopicError",
     "TrionetError",
     "UpgradeRefused",
+    "first_error",
     "nothing_but",
     "printable",
 ]
@@ -173,6 +174,13 @@ class ConnectionClosed(TrionetError):
 def printable(text: str) -> str:
     """The same without what would act on a terminal or forge a line of a log: escaped as Python writes it."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The error itself, or the first that is in a group of errors, however deep."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def nothing_but(kind: type[BaseException], error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trionet.ops.slots import STABLE, Act, Rules, Slots
+from trionet.ops.slots import BACKOFF_MOST, STABLE, Act, Rules, Slots, crash_pause
 
 
 class Imagined:
@@ -459,3 +459,9 @@ def test_whatever_happens_it_comes_to_rest_with_every_slot_served(steps: list[tu
     assert [child.state for child in world.slots.children.values()] == ["serving"] * 3
     assert sorted(child.slot for child in world.slots.children.values()) == [1, 2, 3]
     assert not world.in_state("retired")
+
+
+def test_the_pause_has_a_bound_however_often_it_crashed():
+    """Whatever crashes for days is started again at the same distance: the number of failures overflows nothing."""
+    assert crash_pause(0) == 0
+    assert crash_pause(10_000) <= BACKOFF_MOST * 1.2

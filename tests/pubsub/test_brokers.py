@@ -15,7 +15,7 @@ from recorder import Client, Recorder, connected
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError, TopicError
 from trionet.pubsub.broker import Receiver, open_broker
 from trionet.pubsub.brokers import linked, memory
-from trionet.pubsub.brokers.linked import Backoff, LinkedBroker, words
+from trionet.pubsub.brokers.linked import Attempts, LinkedBroker, words
 from trionet.pubsub.brokers.memory import MemoryBroker
 from trionet.pubsub.publication import NOWHERE, Position
 
@@ -114,18 +114,18 @@ def test_pauses_become_short_again_only_for_a_connection_that_lasted(monkeypatch
     """One that breaks as soon as it is there is a failure, too: nobody is to come back a hundred times a second."""
     monkeypatch.setattr(linked.random, "random", lambda: 1.0)
     monkeypatch.setattr(linked, "LONGEST", 2.0)
-    backoff = Backoff("the engine")
-    pauses = [backoff.pause("", 0.01) for _ in range(8)]
+    attempts = Attempts("the engine")
+    pauses = [attempts.pause("", 0.01) for _ in range(8)]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
-    assert backoff.pause("") == 2.0
-    assert backoff.pause("", 60.0) == 0.05
+    assert attempts.pause("") == 2.0
+    assert attempts.pause("", 60.0) == 0.05
 
 
 def test_the_log_says_why_it_stays_away(caplog):
     """Once, when it has been away for a while: a password that was changed is not why the connection broke."""
-    backoff = Backoff("the engine")
+    attempts = Attempts("the engine")
     for number in range(20):
-        backoff.pause("it wants a password" if number else "it closed the connection")
+        attempts.pause("it wants a password" if number else "it closed the connection")
     assert caplog.messages == ["the engine is still down: it wants a password"]
 
 

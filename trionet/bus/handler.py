@@ -23,6 +23,7 @@ from trionet.errors import (
     ConnectionClosed,
     Rejection,
     TopicError,
+    first_error,
     nothing_but,
 )
 from trionet.protocols.channel import PreparedMessage, SlowConsumer, WebSocket, broadcast
@@ -189,7 +190,7 @@ class BusHandler(WebSocketHandler):
         except BaseExceptionGroup as group:
             if self._running or not nothing_but(BrokerError, group):
                 raise
-            raise _first(group) from None
+            raise first_error(group) from None
         finally:
             self._running = False
         if failure is not None:
@@ -271,12 +272,6 @@ class BusHandler(WebSocketHandler):
         code = refused.code if refused.code in self.refusals or len(self.refusals) < _CODES else "other"
         self.refusals[code] += 1
         await send(ws, encode_error(refused))
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def bus_protocol(handler: BusHandler, *, http: Any = None, **options: Any) -> WebSocketProtocol:

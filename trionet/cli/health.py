@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from trionet.cli import output
 from trionet.cli.serve import gather
-from trionet.errors import ConfigurationError, TrionetError
+from trionet.errors import ConfigurationError, TrionetError, first_error
 from trionet.ops.sockets import admin_endpoint
 
 __all__ = ["Target", "health", "parse_target"]
@@ -205,8 +205,7 @@ def _context(*, insecure: bool) -> ssl.SSLContext:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, without the wrapping of others."""
-    while isinstance(error, BaseExceptionGroup) and error.exceptions:
-        error = error.exceptions[0]
+    error = first_error(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not trusted: {error.verify_message}"
     if isinstance(error, socket.gaierror):  # its numbers are not those of errno

@@ -21,15 +21,15 @@ from typing import Any, Final, Unpack
 
 import trio
 
-from trionet.client.backoff import Backoff
 from trionet.client.bus_link import BusLink
 from trionet.client.bus_requests import BusHistory, BusMembers, Request
-from trionet.client.client import WebSocketClient, cancels
+from trionet.client.client import OwnBlock, WebSocketClient
 from trionet.client.following import State, place
 from trionet.client.options import ConnectOptions
 from trionet.client.reconnecting import reconnecting
 from trionet.client.subscription import BusMessage, BusSubscription, fresh
 from trionet.errors import BusError, ConfigurationError
+from trionet.net.backoff import Backoff
 from trionet.pubsub.publication import NOWHERE, Position
 from trionet.wire.bus import encode_data
 from trionet.wire.url import parse_url
@@ -324,19 +324,12 @@ async def open_bus_client(
     options.setdefault("ping_timeout", 10.0)
     bus = BusClient(str(parse_url(url)), buffer, max_waiting, backoff)
     connections = reconnecting(url, client=client, backoff=backoff, **options)
-    failure: BaseException | None = None
+    block = OwnBlock()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bus._link.run, connections)
         try:
-            yield bus
-        except BaseException as error:
-            if cancels(error):
-                raise
-            failure = error  # the block's own: it goes on below, not wrapped in groups
+            with block:
+                yield bus
         finally:
             bus._link.leave()
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure  # no cycle of exception, traceback and frame
+    block.go_on()

@@ -12,7 +12,7 @@ import trio
 
 from trionet.client.reconnecting import Reconnecting
 from trionet.client.websocket import ClientWebSocket
-from trionet.errors import BusError, ConnectionClosed, TrionetError
+from trionet.errors import BusError, ConnectionClosed, TrionetError, first_error
 from trionet.wire.bus import encode_data, reconnects
 from trionet.wire.closing import CloseCode
 
@@ -121,7 +121,7 @@ class BusLink:
         except* trio.TooSlowError:
             log.warning("%s: no welcome within %g s", self.shown, WELCOME_TIMEOUT)
         except* (AttributeError, KeyError, TypeError, ValueError) as group:
-            log.error("%s does not speak the protocol of the bus: %r", self.shown, _first(group))  # noqa: TRY400
+            log.error("%s does not speak the protocol of the bus: %r", self.shown, first_error(group))  # noqa: TRY400
             ws.close_nowait(CloseCode.PROTOCOL_ERROR)
         finally:
             if self._nursery is not None:
@@ -153,7 +153,3 @@ def _read(text: str | bytes) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise TypeError("a message is an object with a type")
     return message
-
-
-def _first(group: BaseException) -> BaseException:
-    return _first(group.exceptions[0]) if isinstance(group, BaseExceptionGroup) else group

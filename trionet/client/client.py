@@ -265,27 +265,47 @@ async def open_client(
     system.ignore_sigpipe()
     engine = Engine(TaskPool(pool_size), backend=backend, resolution=resolution)
     client = WebSocketClient(engine, defaults)
-    failure: BaseException | None = None
+    block = OwnBlock()
     async with engine.open():
         try:
-            yield client
-        except BaseException as error:
-            if cancels(error):
-                raise
-            failure = error  # the block's own: it goes on below, not wrapped in groups
+            with block:
+                yield client
         finally:
             client.closed = True
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure  # no cycle of exception, traceback and frame
+    block.go_on()
 
 
-def cancels(error: BaseException) -> bool:
+class OwnBlock:
+    """``with`` it around a context manager's `yield`, and call `go_on` outside of the nurseries around that.
+
+    So what the user's block raises reaches the user as it is, not wrapped in groups.
+    """
+
+    def __init__(self) -> None:
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None or _cancels(error):
+            return False
+        self._failure = error
+        return True
+
+    def go_on(self) -> None:
+        """Raise what the block has raised."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle of exception, traceback and frame
+
+
+def _cancels(error: BaseException) -> bool:
     """Whether a cancel scope waits for it."""
     if isinstance(error, BaseExceptionGroup):
-        return any(map(cancels, error.exceptions))
+        return any(map(_cancels, error.exceptions))
     return isinstance(error, trio.Cancelled)
 
 

@@ -13,7 +13,7 @@ import sys
 
 import trio
 
-from trionet.errors import ConfigurationError, ProtocolError, UpgradeRefused
+from trionet.errors import ConfigurationError, ProtocolError, UpgradeRefused, first_error
 from trionet.net import system
 from trionet.wire.client_handshake import ResponseLimits, ResponseReader, build_connect_request
 from trionet.wire.url import Target
@@ -93,9 +93,7 @@ async def _connect(
 def _first(error: BaseException) -> OSError:
     """The error of the first attempt: Trio joins those of all addresses in a group."""
     while error.__cause__ is not None:
-        error = error.__cause__
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_error(error.__cause__)
     return error if isinstance(error, OSError) else OSError(str(error))
 
 

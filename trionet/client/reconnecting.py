@@ -12,11 +12,12 @@ from typing import Unpack
 
 import trio
 
-from trionet.client.backoff import Backoff, may_pass, parse_retry_after
+from trionet.client.backoff import may_pass, parse_retry_after
 from trionet.client.client import WebSocketClient, leave, open_client
 from trionet.client.options import ConnectOptions
 from trionet.client.websocket import ClientWebSocket
 from trionet.errors import UpgradeRefused
+from trionet.net.backoff import Backoff
 from trionet.wire.url import parse_url
 
 __all__ = ["Reconnecting", "reconnecting"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import random
 import shutil
 import signal
 import socket
@@ -28,7 +27,7 @@ from trionet.errors import ConfigurationError
 from trionet.net.listener import Endpoint, bind_unix
 from trionet.ops.collector import collector_policy
 from trionet.ops.settings import ServeSettings
-from trionet.ops.slots import BACKOFF_FIRST, BACKOFF_MOST, MARGIN, STABLE
+from trionet.ops.slots import MARGIN, STABLE, crash_pause
 from trionet.ops.sockets import Sockets
 from trionet.pubsub.surroundings import Surroundings
 
@@ -145,10 +144,7 @@ class Post:
         self.pid = 0
         self.restarts += 1
         self.failures = 0 if now - self.since >= STABLE else self.failures + 1
-        pause = 0.0
-        if self.failures:
-            most = min(BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 20), BACKOFF_MOST)
-            pause = most * random.uniform(0.8, 1.2)
+        pause = crash_pause(self.failures)
         self.retry_at = now + pause
         return pause
 

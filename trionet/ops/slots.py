@@ -26,7 +26,7 @@ from typing import Final, Literal
 
 import attrs
 
-__all__ = ["Act", "Child", "Rules", "Slots", "how_ended"]
+__all__ = ["Act", "Child", "Rules", "Slots", "crash_pause", "how_ended"]
 
 STABLE: Final = 10.0  # seconds of serving after which a crash counts as the first
 BACKOFF_FIRST: Final = 0.25
@@ -286,7 +286,7 @@ class Slots:
     def _retry(self, slot: _Slot, now: float) -> list[Act]:
         if slot.failures == 0:
             return [self._fork(slot)]
-        pause = min(BACKOFF_FIRST * 2 ** (slot.failures - 1), BACKOFF_MOST) * random.uniform(0.8, 1.2)
+        pause = crash_pause(slot.failures)
         slot.retry_at = now + pause
         return [Act("say", text=f"worker {slot.number} starts again in {pause:.1f} s")]
 
@@ -369,6 +369,13 @@ class Slots:
 
     def _leave(self) -> list[Act]:
         return [] if self.children else [Act("exit", number=self._exit)]
+
+
+def crash_pause(failures: int) -> float:
+    """Seconds until what has crashed so often in a row is started again; at once if it had served for a while."""
+    if not failures:
+        return 0.0
+    return min(BACKOFF_FIRST * 2.0 ** min(failures - 1, 20), BACKOFF_MOST) * random.uniform(0.8, 1.2)
 
 
 def how_ended(status: int) -> str:

@@ -27,7 +27,7 @@ import attrs
 import trio
 
 from trionet.errors import ConfigurationError, TopicError
-from trionet.pubsub.topics import check_topic, is_pattern
+from trionet.pubsub.topics import PatternLengths, check_topic, is_pattern
 
 __all__ = ["Hub", "HubStatistics"]
 
@@ -140,7 +140,7 @@ class Hub(Generic[S, M]):
         self._on_last = on_last
         self._topics: dict[str, Any] = {}  # str → S or _Members
         self._of: dict[S, Any] = {}  # S → str, tuple or dict of str
-        self._lengths: dict[int, int] = {}  # of patterns' beginnings → how many there are
+        self._lengths = PatternLengths()
         self._subscriptions = 0
         self._fan_outs: dict[str, _Line[S, M]] = {}  # the topic whose turn it is comes first
         self._behind = 0
@@ -162,9 +162,7 @@ class Hub(Generic[S, M]):
         members = self._topics.get(topic)
         if members is None:
             self._topics[topic] = subscriber
-            if is_pattern(topic):
-                length = len(topic) - 1
-                self._lengths[length] = self._lengths.get(length, 0) + 1
+            self._lengths.add(topic)
         elif members.__class__ is _Members:
             topic = members.name
             if members.gone is not None and subscriber in members.gone:
@@ -226,11 +224,7 @@ class Hub(Generic[S, M]):
             self._take_out(subscriber, members)
         else:
             del self._topics[topic]
-            if is_pattern(topic):
-                length = len(topic) - 1
-                self._lengths[length] -= 1
-                if not self._lengths[length]:
-                    del self._lengths[length]
+            self._lengths.discard(topic)
         if self._fan_outs:
             self._left(subscriber, topic)
         if last and self._on_last is not None:

@@ -17,6 +17,7 @@ from trionet.errors import ConfigurationError, TopicError
 __all__ = [
     "DEFAULT_HISTORY",
     "HistoryLimits",
+    "PatternLengths",
     "TopicOptions",
     "TopicRules",
     "TopicSet",
@@ -55,6 +56,26 @@ def check_topic(topic: object, *, pattern: bool = False) -> str:
     return topic
 
 
+class PatternLengths(dict[int, int]):
+    """Lengths that the beginnings of patterns have → how many have it: what a topic has to be tried with."""
+
+    __slots__ = ()
+
+    def add(self, topic: str) -> None:
+        """`topic` is there now; it counts if it is a pattern."""
+        if is_pattern(topic):
+            length = len(topic) - 1
+            self[length] = self.get(length, 0) + 1
+
+    def discard(self, topic: str) -> None:
+        """It is not there any more."""
+        if is_pattern(topic):
+            length = len(topic) - 1
+            self[length] -= 1
+            if not self[length]:
+                del self[length]
+
+
 class TopicSet:
     """Names and patterns. `wants` costs one look for the name, and one for each length that patterns have."""
 
@@ -62,25 +83,19 @@ class TopicSet:
 
     def __init__(self) -> None:
         self._names: set[str] = set()
-        self._lengths: dict[int, int] = {}  # of patterns, without the * → how many there are
+        self._lengths = PatternLengths()
 
     def add(self, topic: str) -> None:
         """Add a name or a pattern, if it is not in it."""
         if topic not in self._names:
             self._names.add(topic)
-            if is_pattern(topic):
-                length = len(topic) - 1
-                self._lengths[length] = self._lengths.get(length, 0) + 1
+            self._lengths.add(topic)
 
     def discard(self, topic: str) -> None:
         """Take it out, if it is in it."""
         if topic in self._names:
             self._names.discard(topic)
-            if is_pattern(topic):
-                length = len(topic) - 1
-                self._lengths[length] -= 1
-                if not self._lengths[length]:
-                    del self._lengths[length]
+            self._lengths.discard(topic)
 
     def wants(self, topic: str) -> bool:
         """Whether the name is in it, or a pattern that fits."""

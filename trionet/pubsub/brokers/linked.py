@@ -18,12 +18,13 @@ from typing import Final
 
 import trio
 
-from trionet.errors import BrokerDown, ConfigurationError
+from trionet.errors import BrokerDown, ConfigurationError, first_error
+from trionet.net.backoff import Backoff
 from trionet.pubsub.broker import Broker, BrokerState, as_rules, now
 from trionet.pubsub.publication import Position
 from trionet.pubsub.topics import TopicOptions, TopicRules, check_topic
 
-__all__ = ["Backoff", "LinkedBroker", "words"]
+__all__ = ["Attempts", "LinkedBroker", "words"]
 
 log = logging.getLogger("trionet.pubsub")
 
@@ -146,7 +147,7 @@ class LinkedBroker(Broker):
             self._waiting -= waits
 
 
-class Backoff:
+class Attempts:
     """Pauses between attempts to connect: any of 0 to twice as much each time, lest processes come together.
 
     `what` is connected to: the log says once that it stays away, and why, which is not always why it went.
@@ -161,18 +162,14 @@ class Backoff:
         self.failures = 0 if lasted is not None and lasted >= STABLE else self.failures + 1
         if self.failures == LOUD:
             log.warning("%s is still down: %s", self._what, why)
-        return random.random() * min(LONGEST, FIRST * float(2 ** min(self.failures / places, 10)))
+        return Backoff(FIRST, maximum=LONGEST).delay(self.failures / places, random.random)
 
 
 def words(error: BaseException) -> str:
     """What the system said, below what Trio has wrapped it in; of several attempts the first."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            break
+    error = first_error(error)
+    while error.__cause__ is not None:
+        error = first_error(error.__cause__)
     if isinstance(error, OSError) and not isinstance(error, socket.gaierror | ssl.SSLError) and error.errno:
         return os.strerror(error.errno)  # Trio's own text has the address, too
     said = error.strerror if isinstance(error, OSError) else ""

@@ -27,7 +27,7 @@ import trio
 
 from trionet.errors import BrokerDown, BrokerError, ConfigurationError, ProtocolError
 from trionet.pubsub.broker import PAGE, Receiver
-from trionet.pubsub.brokers.linked import Backoff, LinkedBroker, words
+from trionet.pubsub.brokers.linked import Attempts, LinkedBroker, words
 from trionet.pubsub.brokers.local import messages as say
 from trionet.pubsub.brokers.local import wire
 from trionet.pubsub.brokers.local.link import Link, open_link
@@ -125,7 +125,7 @@ class LocalBroker(LinkedBroker):
 
     async def _connect_first(self) -> Link:
         """Whoever has just started it gets some time; where nobody listens there is nothing to wait for."""
-        backoff = Backoff(f"the local broker at {self.path}")
+        attempts = Attempts(f"the local broker at {self.path}")
         deadline = trio.current_time() + self.timeout
         while True:
             link = await self._connect(deadline)
@@ -136,7 +136,7 @@ class LocalBroker(LinkedBroker):
             )  # it ended just now; many are queued
             if not passing or trio.current_time() >= deadline:
                 raise BrokerDown(f"no local broker at {self.path}: {words(link)}")
-            await trio.sleep(backoff.pause(words(link)))
+            await trio.sleep(attempts.pause(words(link)))
 
     async def _connect(self, deadline: float) -> Link | Exception:
         with trio.CancelScope(deadline=deadline):
@@ -148,11 +148,11 @@ class LocalBroker(LinkedBroker):
 
     async def _keep(self, link: Link | None, receiver: Receiver) -> None:
         """Stay connected."""
-        backoff = Backoff(f"the local broker at {self.path}")
+        attempts = Attempts(f"the local broker at {self.path}")
         lasted: float | None = None
         while True:
             if link is None:
-                await trio.sleep(backoff.pause(self._error, lasted))
+                await trio.sleep(attempts.pause(self._error, lasted))
                 found = await self._connect(trio.current_time() + self.timeout)
                 if isinstance(found, Exception):
                     lasted = None

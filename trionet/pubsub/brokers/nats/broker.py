@@ -27,9 +27,9 @@ from typing import Any, Final, Literal
 
 import trio
 
-from trionet.errors import BrokerDown, BrokerError, ConfigurationError
+from trionet.errors import BrokerDown, BrokerError, ConfigurationError, first_error
 from trionet.pubsub.broker import PAGE, Receiver, now, wall_clock
-from trionet.pubsub.brokers.linked import Backoff, LinkedBroker
+from trionet.pubsub.brokers.linked import Attempts, LinkedBroker
 from trionet.pubsub.brokers.nats.checking import Checker
 from trionet.pubsub.brokers.nats.history import JetStream
 from trionet.pubsub.brokers.nats.link import Link, open_link
@@ -134,7 +134,7 @@ class NatsBroker(LinkedBroker):
         task_status: trio.TaskStatus[BrokerDown | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Connect, and again when that is lost. At first: try each server once, and say how it went."""
-        backoff = Backoff("NATS")
+        attempts = Attempts("NATS")
         for turn in itertools.count(random.randrange(len(self._servers))):
             server = self._servers[turn % len(self._servers)]
             since: float | None = None
@@ -149,10 +149,12 @@ class NatsBroker(LinkedBroker):
                         task_status.started(None)
                     await self._serve(link, checker)
             except* BrokerError as group:
-                reason = _first(group)
+                reason = str(first_error(group))
             self._down(reason, checker)
-            pause = backoff.pause(reason, None if since is None else now() - since, places=len(self._servers))
-            if not self._ups and backoff.failures >= len(self._servers):
+            pause = attempts.pause(
+                reason, None if since is None else now() - since, places=len(self._servers)
+            )
+            if not self._ups and attempts.failures >= len(self._servers):
                 task_status.started(BrokerDown(reason))
                 return
             await trio.sleep(pause)
@@ -293,10 +295,3 @@ class NatsBroker(LinkedBroker):
 
 def _no_members() -> BrokerError:
     return BrokerError("NATS knows no members here: presence needs a memory, local or redis broker")
-
-
-def _first(error: BaseException) -> str:
-    """The text of the first error in a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)

@@ -12,7 +12,7 @@ import trio
 
 from trionet.errors import BrokerDown, BrokerError
 from trionet.pubsub.broker import now
-from trionet.pubsub.brokers.linked import Backoff, words
+from trionet.pubsub.brokers.linked import Attempts, words
 from trionet.pubsub.brokers.redis.address import Address, open_stream
 from trionet.pubsub.brokers.redis.resp import Link, error_of, pack
 from trionet.pubsub.brokers.redis.scripts import SCRIPTS
@@ -129,7 +129,7 @@ class Supervised:
         """Started when the first attempt is decided: with None if it is up, else with the error, and then it ends."""
         started = False
         since: float | None = None  # it is up
-        backoff = Backoff(f"redis {self.address}: the connection for {self._what}")
+        attempts = Attempts(f"redis {self.address}: the connection for {self._what}")
 
         def now_up() -> None:
             nonlocal started, since
@@ -149,7 +149,7 @@ class Supervised:
             log.log(level, "redis %s: the connection for %s is down: %s", self.address, self._what, error)
             self.error = error
             self._changed()
-            await trio.sleep(backoff.pause(str(error), None if since is None else now() - since))
+            await trio.sleep(attempts.pause(str(error), None if since is None else now() - since))
             since = None
 
     async def _once(self, now_up: Callable[[], None]) -> BrokerError:

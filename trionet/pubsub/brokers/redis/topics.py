@@ -35,7 +35,7 @@ from trionet.pubsub.brokers.redis.link import Server
 from trionet.pubsub.brokers.redis.resp import Call, Link, error_of, pack
 from trionet.pubsub.brokers.redis.scripts import POSITION, SCRIPTS
 from trionet.pubsub.publication import NOWHERE, Position, Publication
-from trionet.pubsub.topics import TopicRules, is_pattern
+from trionet.pubsub.topics import PatternLengths, TopicRules, is_pattern
 
 __all__ = ["Subscriptions"]
 
@@ -60,7 +60,7 @@ class Subscriptions:
         self._rules = rules
         self._at: dict[str, Position | _Fresh] = {}
         self._patterns: dict[str, bytes] = {}  # → as PSUBSCRIBE has it
-        self._lengths: set[int] = set()  # of the patterns' beginnings
+        self._lengths = PatternLengths()
         self._behind: set[str] = set()
         self._missed: deque[str] = deque()  # of those, whose history is to be read
         self._wake = trio.Event()
@@ -79,8 +79,8 @@ class Subscriptions:
         """Begin anew, subscribed to nothing."""
         self._at.clear()
         self._patterns.clear()
+        self._lengths.clear()
         self._behind.clear()
-        self._measure()
 
     # ---------------------------------------------------------- subscribing
 
@@ -89,11 +89,12 @@ class Subscriptions:
         fresh = _Fresh()
         for topic in topics:
             if is_pattern(topic):
+                if topic not in self._patterns:
+                    self._lengths.add(topic)
                 self._patterns[topic] = self._keys.pattern(topic)
             else:
                 self._at[topic] = fresh if self._rules.of(topic).history is not None else NOWHERE
             self._behind.discard(topic)
-        self._measure()
         try:
             await self._subscribe(
                 link, topics, partial(self._ask, link, server, partial(self._found_fresh, fresh))
@@ -111,18 +112,15 @@ class Subscriptions:
         for topic in topics:
             if topic in self._patterns:
                 patterns.append(self._patterns.pop(topic))
+                self._lengths.discard(topic)
             elif self._at.pop(topic, None) is not None:
                 names.append(self._keys.channel(topic))
                 self._behind.discard(topic)
-        self._measure()
         return [
             (len(some), pack(word, *some))
             for word, some in (("UNSUBSCRIBE", names), ("PUNSUBSCRIBE", patterns))
             if some
         ]
-
-    def _measure(self) -> None:
-        self._lengths = {len(pattern) - 1 for pattern in self._patterns}
 
     async def prepare(self, link: Link, server: Server) -> None:
         """The connection is new: subscribe to everything, and catch up with what was missed."""
