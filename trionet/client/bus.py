@@ -31,6 +31,7 @@ from trionet.client.subscription import BusMessage, BusSubscription, fresh
 from trionet.errors import BusError, ConfigurationError
 from trionet.net.backoff import Backoff
 from trionet.pubsub.publication import NOWHERE, Position
+from trionet.pubsub.topics import is_pattern
 from trionet.wire.bus import encode_data
 from trionet.wire.url import parse_url
 
@@ -64,6 +65,7 @@ class BusClient:
         self._name = secrets.token_hex(8)
         self._serial = 0
         self._subscriptions: dict[str, BusSubscription] = {}
+        self._patterns: dict[str, BusSubscription] = {}  # those among them
         self._requests: dict[int, Request] = {}
         self._opened = trio.Event()
 
@@ -171,12 +173,18 @@ class BusClient:
             raise fresh(self.error)
         if self._subscriptions.setdefault(subscription.topic, subscription) is not subscription:
             raise BusError("already-subscribed", f"this client has subscribed to {subscription.topic!r:.80}")
+        if is_pattern(subscription.topic):
+            self._patterns[subscription.topic] = subscription
         self._begin(subscription)
 
     def _remove(self, subscription: BusSubscription) -> None:
         if self._subscriptions.get(subscription.topic) is subscription:
-            del self._subscriptions[subscription.topic]
+            self._drop(subscription.topic)
             self._give_back(subscription)
+
+    def _drop(self, topic: str) -> None:
+        del self._subscriptions[topic]
+        self._patterns.pop(topic, None)
 
     def _begin(self, subscription: BusSubscription) -> None:
         """Ask for a subscription, if there is a connection; else it is done when there is one."""
@@ -203,7 +211,7 @@ class BusClient:
             log.warning("%s: %s: %s; asking again", self._link.shown, subscription.topic, error)
             self._begin_later(subscription)
         else:
-            del self._subscriptions[subscription.topic]
+            self._drop(subscription.topic)
             subscription.ended(error)
 
     def _begin_later(self, subscription: BusSubscription, *, at_once: bool = False) -> None:
@@ -281,10 +289,9 @@ class BusClient:
             return
         if exact is not None:
             exact.hear(message, size)
-        if kind != "subscribed" and not message.get("replay"):
-            for subscription in list(self._subscriptions.values()):
-                pattern = subscription.topic
-                if pattern[-1:] == "*" and subscription is not exact and topic.startswith(pattern[:-1]):
+        if self._patterns and kind != "subscribed" and not message.get("replay"):
+            for pattern, subscription in list(self._patterns.items()):
+                if subscription is not exact and topic.startswith(pattern[:-1]):
                     subscription.hear(message, size)
 
 
