@@ -17,7 +17,7 @@ from trionet.pubsub.brokers.redis.address import Address, open_stream
 from trionet.pubsub.brokers.redis.resp import Link, error_of, pack
 from trionet.pubsub.brokers.redis.scripts import SCRIPTS
 
-__all__ = ["Server", "Supervised"]
+__all__ = ["Server", "Supervised", "forgotten", "load_scripts"]
 
 log = logging.getLogger("trionet.pubsub")
 
@@ -92,13 +92,9 @@ class Supervised:
             return []
         await link.room()
         replies = await link.post(commands).wait()
-        gone = [
-            index
-            for index, reply in enumerate(replies)
-            if isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT")
-        ]
+        gone = [index for index, reply in enumerate(replies) if forgotten(reply)]
         if gone:
-            load = [pack("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
+            load = load_scripts()
             again = await link.post([*load, *[commands[index] for index in gone]]).wait()
             for index, reply in zip(gone, again[len(load) :], strict=True):
                 replies[index] = reply
@@ -210,7 +206,7 @@ class Supervised:
         commands = [pack(*hello)]
         if address.db:
             commands.append(pack("SELECT", address.db))
-        commands += [pack("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
+        commands += load_scripts()
         commands += [pack("INFO", "server"), pack("INFO", "persistence")]
         greeting, *replies, server, persistence = await link.post(commands).wait()
         if "unknown command" in str(greeting):
@@ -225,6 +221,16 @@ class Supervised:
             raise BrokerError(f"Redis {version} is too old: 6.2 is the oldest that will do")
         known = info_of(server) | info_of(persistence)
         return Server(known.get("run_id", ""), known.get("aof_enabled") == "1")
+
+
+def load_scripts() -> list[bytes]:
+    """Commands that make the scripts known."""
+    return [pack("SCRIPT", "LOAD", script.text) for script in SCRIPTS]
+
+
+def forgotten(reply: object) -> bool:
+    """Whether Redis does not know the script (any more): load it, and ask again."""
+    return isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT")
 
 
 def text_of(value: object) -> str:

@@ -31,9 +31,9 @@ from trionet.pubsub.brokers.redis.keys import (
     parse_publication,
     position_of,
 )
-from trionet.pubsub.brokers.redis.link import Server
+from trionet.pubsub.brokers.redis.link import Server, forgotten, load_scripts
 from trionet.pubsub.brokers.redis.resp import Call, Link, error_of, pack
-from trionet.pubsub.brokers.redis.scripts import POSITION, SCRIPTS
+from trionet.pubsub.brokers.redis.scripts import POSITION
 from trionet.pubsub.publication import NOWHERE, Position, Publication
 from trionet.pubsub.topics import PatternLengths, TopicRules, is_pattern
 
@@ -189,9 +189,9 @@ class Subscriptions:
             ]
             if not errors:
                 return
-            if not (again and str(errors[0][1]).startswith("NOSCRIPT")):
+            if not (again and forgotten(errors[0][1])):
                 raise error_of(errors[0][1])
-            link.post([pack("SCRIPT", "LOAD", script.text) for script in SCRIPTS])
+            link.post(load_scripts())
             lines = [topic for topic, _ in errors]
             replies = await ask(lines).wait()
 
@@ -280,9 +280,9 @@ class Subscriptions:
             (reply,) = await call.wait()
             size -= most
             if isinstance(reply, Exception):
-                if not str(reply).startswith("NOSCRIPT"):
+                if not forgotten(reply):
                     raise error_of(reply)
-                link.post([pack("SCRIPT", "LOAD", script.text) for script in SCRIPTS])
+                link.post(load_scripts())
                 self._missed.append(topic)
 
     def _missed_page(self, topic: str, since: object, reply: Any) -> None:
